@@ -1,0 +1,1 @@
+"""All that is kept, in Postgres. The only package that speaks SQL."""

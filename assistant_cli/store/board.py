@@ -1,0 +1,202 @@
+"""The status board: what each agent does, committed before it is visible in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, LeaseLostError
+from ..json_values import dump_json, load_json
+from ..messages import AgentStatus
+from .database import Database
+from .leases import Lease, find_holders
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+
+KEY = "status_board"
+AGENTS = ("conversation", "heartbeat")
+MAX_DETAIL_BYTES = 2_000
+_AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
+_MAX_BATCH = 500
+
+
+@dataclass
+class _Update:
+    agent: str
+    entry: dict[str, str | None]
+    token: int | None
+    written: asyncio.Future[None] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"agent": self.agent, **self.entry, "token": self.token}
+
+
+class StatusBoard:
+    """The board of one database, as this process last wrote or read it.
+
+    `lease`: the agents this process holds; without one it may write only for agents that
+    nobody holds.
+    """
+
+    def __init__(self, database: Database, lease: Lease | None = None) -> None:
+        self._database = database
+        self._lease = lease
+        self._entries: dict[str, Any] = {}
+        self._pending: list[_Update] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    def get(self) -> dict[str, Any]:
+        """The board in its stored shape, from memory; the caller's own copy."""
+        copy: dict[str, Any] = json.loads(json.dumps(self._entries))
+        return copy
+
+    def format(self) -> str:
+        """The board as lines of text: `heartbeat: running — writing a recipe`."""
+        return "\n".join(
+            f"{agent}: {entry['status']}" + (f" — {entry['detail']}" if entry["detail"] else "")
+            for agent, entry in self._entries.items()
+            if isinstance(entry, dict) and "status" in entry and "detail" in entry
+        )
+
+    async def update(self, agent: str, entry: Mapping[str, Any]) -> None:
+        """Replace an agent's entry, and return once that is committed.
+
+        Updates that arrive while a commit is under way share the next one, in order.
+
+        Args:
+            agent: the agent's name.
+            entry: `{"status": "idle" | "running" | "failed", "detail": text or None}`;
+                a missing detail is None.
+
+        Raises:
+            BadDataError: the name or the entry is not of that shape.
+            LeaseLostError: this process held the agent and another one took it over.
+            ConflictError: another process holds the agent.
+            DatabaseUnreachableError: nothing is known to be written; try again.
+        """
+        token = self._lease.token if self._lease and agent in self._lease.agents else None
+        written = asyncio.get_running_loop().create_future()
+        self._pending.append(_Update(check_agent(agent), _check_entry(entry), token, written))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        await written
+
+    async def read(self) -> dict[str, Any]:
+        """Read the stored board into memory and return it as `get` does."""
+        async with self._database.connection() as connection:
+            row = await (await connection.execute(_SQL["read"])).fetchone()
+        stored = load_json(row[0]) if row else {}
+        self._entries = stored if isinstance(stored, dict) else {}
+        return self.get()
+
+    async def _flush(self) -> None:
+        try:
+            while self._pending:
+                batch, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+                try:
+                    await self._write(batch)
+                except BaseException as error:
+                    _fail(batch, error)
+                    if not isinstance(error, Exception):
+                        raise
+        finally:
+            self._flusher = None
+
+    async def _write(self, batch: list[_Update]) -> None:
+        while batch:
+            refused = await self._commit(batch)
+            accepted = [update for update in batch if update.agent not in refused]
+            if refused:
+                await self._refuse([update for update in batch if update.agent in refused])
+                batch = accepted
+                continue
+            for update in batch:
+                self._entries[update.agent] = update.entry
+                if not update.written.done():
+                    update.written.set_result(None)
+            return
+
+    async def _commit(self, batch: list[_Update]) -> dict[str, int | None]:
+        updates = json.dumps([update.to_json() for update in batch])
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(_SQL["update"], {"updates": updates})
+            return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    async def _refuse(self, updates: list[_Update]) -> None:
+        holders = await find_holders(self._database, [update.agent for update in updates])
+        by_agent = {holder.agent: holder for holder in holders}
+        for update in updates:
+            _fail([update], _refusal(update, by_agent.get(update.agent)))
+
+
+def _refusal(update: _Update, holder: Any) -> Exception:
+    if update.token is None:
+        who = f" by {holder}" if holder else ""
+        return ConflictError(f"{update.agent} is held{who}; only its holder writes its status")
+    if holder is None or holder.token != update.token:
+        return LeaseLostError(f"this process no longer holds {update.agent}")
+    return DatabaseUnreachableError(f"the lease of {update.agent} lapsed; waiting for its renewal")
+
+
+def _fail(updates: list[_Update], error: BaseException) -> None:
+    for update in updates:
+        if not update.written.done():
+            update.written.set_exception(error)
+
+
+def check_agent(agent: str) -> str:
+    """Check the name of an agent: 1 to 100 letters, digits and `._:@/-`.
+
+    Raises:
+        BadDataError: it is another.
+    """
+    if not _AGENT_NAME.fullmatch(agent):
+        raise BadDataError(
+            f"{agent!r} is no name for an agent; use letters, digits and ._:@/-, at most 100"
+        )
+    return agent
+
+
+def check_status(status: str) -> AgentStatus:
+    """Check a status.
+
+    Raises:
+        BadDataError: it is not `idle`, `running` or `failed`.
+    """
+    match status:
+        case "idle" | "running" | "failed":
+            return status
+        case _:
+            raise BadDataError(f"{status!r} is no status; it is {', '.join(get_args(AgentStatus))}")
+
+
+def _check_entry(entry: Mapping[str, Any]) -> dict[str, str | None]:
+    if not entry.keys() <= {"status", "detail"} or "status" not in entry:
+        raise BadDataError('an entry has the form {"status": …, "detail": …}')
+    detail = entry.get("detail")
+    if detail is not None and not isinstance(detail, str):
+        raise BadDataError("the detail of an entry is text or None")
+    if detail is not None:
+        dump_json(detail)
+        if len(detail.encode()) > MAX_DETAIL_BYTES:
+            raise BadDataError(f"the detail of an entry has at most {MAX_DETAIL_BYTES:,} bytes")
+    return {"status": check_status(str(entry["status"])), "detail": detail}
+
+
+async def create_status_board(database: Database, lease: Lease | None = None) -> StatusBoard:
+    """A board on which the two agents, or those of the lease, are idle, which is written.
+
+    Raises:
+        ConflictError: a running process holds one of them.
+    """
+    board = StatusBoard(database, lease)
+    await board.read()
+    agents = lease.agents if lease else AGENTS
+    updates = [board.update(agent, {"status": "idle", "detail": None}) for agent in agents]
+    await asyncio.gather(*updates)
+    return board

@@ -1,0 +1,6 @@
+-- name: update
+SELECT refused, held_by FROM assistant.update_board(%(updates)s::jsonb);
+
+-- name: read
+SELECT value::text FROM public.kv
+WHERE key = 'status_board' AND (expires_at IS NULL OR expires_at > clock_timestamp());

@@ -1,0 +1,202 @@
+"""The one door to Postgres: connections, their errors, and a bound on every wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.rows import TupleRow
+
+from ..errors import (
+    AssistantError,
+    BadDataError,
+    ConfigurationError,
+    ConflictError,
+    DatabaseUnreachableError,
+    NotPermittedError,
+)
+
+if TYPE_CHECKING:
+    from .kv import KeyValues
+
+Connection = AsyncConnection[TupleRow]
+
+CONNECT_SECONDS = 10
+PATIENCE_SECONDS = 30.0
+"""How long one use of a connection may take before the database counts as unreachable."""
+
+_NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
+
+
+class Database:
+    """A few connections to one database, opened when needed and reused.
+
+    A pool of its own would hide why a connection failed behind a time-out, and a command that
+    asks one question would pay for its workers.
+    """
+
+    def __init__(self, dsn: str, *, limit: int = 8) -> None:
+        """`dsn`: a libpq connection string; `limit`: connections open at once."""
+        self.dsn = dsn
+        self._idle: list[Connection] = []
+        self._slots = asyncio.Semaphore(limit)
+
+    @cached_property
+    def kv(self) -> KeyValues:
+        """The key-value store of this database."""
+        from .kv import KeyValues
+
+        return KeyValues(self)
+
+    async def connect(self) -> Connection:
+        """Open a connection of the caller's own, in autocommit.
+
+        Raises:
+            ConfigurationError: the DSN is malformed or names no database of the server.
+            NotPermittedError: the server refuses the user or the password.
+            DatabaseUnreachableError: nobody answers.
+        """
+        parameters = parse_dsn(self.dsn)
+        parameters.setdefault("connect_timeout", CONNECT_SECONDS)
+        parameters.setdefault("application_name", "assistant")
+        if "," in str(parameters.get("host", "")):
+            parameters.setdefault("target_session_attrs", "read-write")
+        try:
+            # Always UTF-8, whatever PGCLIENTENCODING says: values must come out as they went in.
+            return await AsyncConnection.connect(
+                "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
+            )
+        except psycopg.Error as error:
+            raise_refused_connection(error)
+
+    @asynccontextmanager
+    async def connection(
+        self, patience: float | None = PATIENCE_SECONDS
+    ) -> AsyncIterator[Connection]:
+        """Lend a connection in autocommit; `patience` in seconds bounds the whole use.
+
+        Raises:
+            AssistantError: what the database said, as one of the program's own errors.
+        """
+        async with self._slots:
+            connection = await self._take()
+            try:
+                async with asyncio.timeout(patience):
+                    yield connection
+            except psycopg.Error as error:
+                raise translate(error) from error
+            except TimeoutError as error:
+                await connection.close()
+                raise DatabaseUnreachableError(
+                    f"the database did not answer within {patience:.0f}s"
+                ) from error
+            finally:
+                await self._give_back(connection)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Lend a connection inside one transaction; it commits when the block ends well."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    async def close(self) -> None:
+        """Close the idle connections; those lent out close when they come back."""
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _take(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not _hung_up(connection):
+                return connection
+            await connection.close()
+        return await self.connect()
+
+    async def _give_back(self, connection: Connection) -> None:
+        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+            self._idle.append(connection)
+        else:
+            await connection.close()
+
+
+def _hung_up(connection: Connection) -> bool:
+    """Whether the server said goodbye while nobody looked: an idle socket has nothing to read."""
+    import select
+
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def parse_dsn(dsn: str) -> dict[str, Any]:
+    """Split a connection string into its parameters.
+
+    Raises:
+        ConfigurationError: it is malformed; the text, which may hold a password, is not repeated.
+    """
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        return dict(conninfo_to_dict(dsn))
+    except (psycopg.Error, ValueError):
+        pass
+    # Outside the handler, so that no chained exception carries the text either.
+    raise ConfigurationError(
+        "the database URL is malformed; write it like postgresql://user@host:5432/database"
+    )
+
+
+def redact_dsn(dsn: str) -> str:
+    """The connection string as it may be shown: without its password."""
+    from psycopg.conninfo import make_conninfo
+
+    secrets = ("password", "sslpassword")
+    return make_conninfo(**{k: v for k, v in parse_dsn(dsn).items() if k not in secrets})
+
+
+def raise_refused_connection(error: psycopg.Error) -> NoReturn:
+    text = str(error)
+    reason = _first_line(text.rpartition("FATAL:")[2] or text)
+    if "password" in text or "authentication failed" in text or "pg_hba.conf" in text:
+        raise NotPermittedError(f"the database refuses this user or password: {reason}") from None
+    if 'database "' in text and "does not exist" in text:
+        raise ConfigurationError(f"no such database: {reason}") from None
+    if 'role "' in text and "does not exist" in text:
+        raise NotPermittedError(f"no such database user: {reason}") from None
+    if "invalid" in text and ("option" in text or "value" in text):
+        raise ConfigurationError(f"the database URL is wrong: {reason}") from None
+    raise DatabaseUnreachableError(
+        f"cannot reach the database: {reason}; `assistant doctor` tells more"
+    ) from None
+
+
+def translate(error: psycopg.Error) -> AssistantError:
+    """The program's own error for what the database said, without any value in it."""
+    state = error.sqlstate or ""
+    reason = _first_line(error.diag.message_primary or str(error))
+    kind: type[AssistantError] = DatabaseUnreachableError
+    if state in _NOT_MIGRATED:
+        return ConfigurationError(
+            "this database is not set up for this program; run `assistant db migrate`"
+        )
+    if state == "42501":
+        return NotPermittedError(f"the database does not permit this: {reason}")
+    if state == "55000":
+        kind = ConfigurationError
+    elif state[:2] in {"22", "42", "54"} or isinstance(error, psycopg.DataError):
+        kind = BadDataError
+    elif state[:2] == "23":
+        kind = ConflictError
+    text = f"{reason} (SQLSTATE {state})" if state else reason
+    return kind(f"the database says: {text}")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]

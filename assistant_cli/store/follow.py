@@ -1,0 +1,91 @@
+"""Following the database: read, wait for a hint, read again.
+
+A notification is a hint that state changed, never the state. It can be lost (a pooler, a
+broken connection, a restart), so every follower also reads again after a while, which doubles
+as the proof that its connection is alive. Once reads keep finding changes that no hint
+announced, hints evidently do not arrive, and it reads more often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import TypeVar
+
+import psycopg
+from psycopg import sql
+
+from ..errors import DatabaseUnreachableError
+from .database import PATIENCE_SECONDS, Connection, Database, translate
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Hints = set[str] | None
+Read = Callable[[Connection, Hints], Awaitable[T | None]]
+
+POLL_SECONDS = 5.0
+POLL_SECONDS_WITHOUT_HINTS = 1.0
+_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+async def follow(
+    database: Database, channel: str, read: Read[T], *, poll: float = POLL_SECONDS
+) -> AsyncGenerator[T]:
+    """Yield what `read` returns, at once and after every change; outlives lost connections.
+
+    `read` gets the payloads that arrived since its last call, or None for "anything may have
+    changed", and returns None where nothing did. It may be called in vain.
+
+    Raises:
+        AssistantError: the first connection fails, or a later one for a reason that waiting
+            does not mend.
+    """
+    failures = 0
+    connected = False
+    while True:
+        try:
+            async with await database.connect() as connection:
+                connected = True
+                async with aclosing(_states(connection, channel, read, poll)) as states:
+                    async for state in states:
+                        failures = 0
+                        yield state
+        except DatabaseUnreachableError:
+            if not connected:
+                raise
+        failures += 1
+        if failures == 1:
+            log.warning("lost the database; trying again until it is back")
+        await asyncio.sleep(_BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1])
+
+
+async def _states(
+    connection: Connection, channel: str, read: Read[T], poll: float
+) -> AsyncGenerator[T]:
+    payloads: list[str] = []
+    unannounced = -1  # the first read is no surprise
+    try:
+        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        while True:
+            hints = None if "" in payloads or not payloads else set(payloads)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                state = await read(connection, hints)
+            if payloads:
+                unannounced = 0
+            elif state is not None:
+                unannounced += 1
+            if state is not None:
+                yield state
+            wait = min(poll, POLL_SECONDS_WITHOUT_HINTS) if unannounced > 1 else poll
+            payloads = [
+                notify.payload async for notify in connection.notifies(timeout=wait, stop_after=1)
+            ]
+    except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+        with suppress(psycopg.Error):
+            await connection.close()
+        raise DatabaseUnreachableError("the connection was lost") from error
+    except psycopg.Error as error:
+        raise translate(error) from error

@@ -1,0 +1,255 @@
+"""The durable inbox: messages are kept before they are acknowledged, and answered once.
+
+Every write of an agent happens in a transaction that first makes sure, under a lock, that the
+agent's lease is still this process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from psycopg.rows import class_row, dict_row
+
+from ..errors import AgentFailedError, BadDataError, ConflictError, NotFoundError
+from ..messages import Effect, Message, Outcome, Remember, Remind, Reply, Turn
+from . import turns
+from .database import Connection, Database
+from .follow import Hints, follow
+from .kv import store_text
+from .leases import guard
+from .queries import load_queries
+from .reminders import add_reminder
+
+_SQL = load_queries(__file__)
+CHANNEL = "assistant_messages"
+AGENT = "conversation"
+
+MAX_MESSAGE_BYTES = 256_000
+MAX_ATTEMPTS = 3
+RETRY_DELAY = timedelta(seconds=5)
+"""The pause before the second attempt; the next pause is three times as long."""
+
+_MESSAGE_FIELDS = [field.name for field in fields(Message)]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a message has come; `reply` once it is answered."""
+
+    state: str
+    attempts: int
+    error: str | None
+    reply: str | None
+
+
+async def put_message(
+    database: Database,
+    content: str,
+    *,
+    conversation: str,
+    source: str = "cli",
+    external_id: str | None = None,
+) -> UUID:
+    """Keep a message for the conversation agent; it is committed when this returns.
+
+    Args:
+        external_id: the sender's own name for it; sent again under the same name, it is kept
+            once and the id of the first is returned.
+
+    Raises:
+        BadDataError: the message is empty, too large, or holds NUL or half a surrogate pair.
+        ConflictError: another text was sent under the same name.
+    """
+    _check_content(content)
+    _check_name(conversation, "conversation")
+    if external_id is not None:
+        _check_name(external_id, "message id")
+    parameters = {
+        "id": uuid4(),
+        "content": content,
+        "conversation": conversation,
+        "source": source,
+        "external_id": external_id,
+    }
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["put"], parameters)).fetchone()
+        if row is not None:
+            return UUID(str(row[0]))
+        cursor = await connection.execute(_SQL["find_duplicate"], parameters)
+        first = await cursor.fetchone()
+    if first is None or (first[1], first[2]) != (conversation, content):
+        raise ConflictError(f"another message was sent under the id {external_id!r}")
+    return UUID(str(first[0]))
+
+
+async def wait_for_reply(database: Database, message: UUID) -> str:
+    """The reply to a message, once it is there.
+
+    Raises:
+        AgentFailedError: the message could not be answered in its last attempt.
+    """
+
+    async def read(connection: Connection, _: Hints) -> Progress | None:
+        cursor = connection.cursor(row_factory=class_row(Progress))
+        progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
+        if progress is None:
+            raise NotFoundError(f"there is no message {message} (any more)")
+        return progress if progress.state in {"answered", "failed"} else None
+
+    async with aclosing(follow(database, CHANNEL, read)) as states:
+        async for progress in states:
+            if progress.state == "failed":
+                raise AgentFailedError(
+                    f"the message could not be answered in {progress.attempts} attempts: "
+                    f"{progress.error}"
+                )
+            return progress.reply or ""
+    raise AssertionError("following never ends by itself")
+
+
+async def claim_turn(database: Database, token: int, model: str) -> Turn | None:
+    """Claim all waiting messages of the conversation that waits longest, as one turn."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        cursor = connection.cursor(row_factory=dict_row)
+        await cursor.execute(_SQL["claim"], {"token": token, "model": model})
+        rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
+    if not rows:
+        return None
+    messages = [_message(row) for row in rows]
+    return Turn(rows[0]["turn_id"], AGENT, "message", messages[0].conversation, messages)
+
+
+async def answer_turn(database: Database, token: int, turn: Turn, replies: Sequence[Reply]) -> None:
+    """Keep the replies and their effects, and mark the messages answered, all or nothing.
+
+    Doing it again after a lost connection is safe: a turn that is done stays as it is.
+    """
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        if not await turns.end(connection, turn, "done"):
+            return
+        for reply in replies:
+            reply_id = await say(connection, turn, reply.text)
+            ids = [message.id for message in reply.answers]
+            parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
+            await connection.execute(_SQL["answer"], parameters)
+            for number, effect in enumerate(reply.effects):
+                await _apply(connection, reply.answers[0], number, effect)
+        await connection.execute(_SQL["announce"])
+
+
+async def fail_turn(
+    database: Database, token: int, turn: Turn, outcome: Outcome, error: str, delay: timedelta
+) -> None:
+    """End a turn without an answer; its messages wait again, or are kept as failed.
+
+    An interrupted turn was no attempt.
+    """
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        if not await turns.end(connection, turn, outcome, error):
+            return
+        if outcome == "interrupted":
+            await connection.execute(_SQL["return_unattempted"], {"turn": turn.id})
+        else:
+            parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
+            await connection.execute(_SQL["return_failed"], parameters)
+        await connection.execute(_SQL["announce"])
+
+
+async def recover(database: Database, token: int) -> list[int]:
+    """Close the turns that an earlier holder left open; their messages wait again."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        closed = await turns.interrupt_open(connection, AGENT)
+        await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
+        return closed
+
+
+async def seconds_to_next(connection: Connection) -> float | None:
+    """Seconds until a waiting message may be tried; None where none waits."""
+    row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()
+    return None if row is None or row[0] is None else float(row[0])
+
+
+async def say(
+    connection: Connection,
+    turn: Turn,
+    text: str,
+    *,
+    source: str = AGENT,
+    conversation: str | None = None,
+) -> UUID:
+    """Keep what an agent says, as part of the caller's transaction."""
+    message_id = uuid4()
+    parameters = {
+        "id": message_id,
+        "conversation": conversation or turn.conversation,
+        "content": text,
+        "source": source,
+        "turn": turn.id,
+    }
+    await connection.execute(_SQL["say"], parameters)
+    return message_id
+
+
+async def announce(connection: Connection) -> None:
+    """Hint to those who wait that messages changed."""
+    await connection.execute(_SQL["announce"])
+
+
+async def take_unreported(connection: Connection, patience: timedelta) -> list[Message]:
+    """Messages that failed, or wait longer than `patience`, and were not reported yet."""
+    cursor = connection.cursor(row_factory=class_row(Message))
+    await cursor.execute(_SQL["unanswered"], {"patience": patience})
+    return await cursor.fetchall()
+
+
+async def read_history(database: Database, conversation: str, limit: int) -> list[Message]:
+    """The last messages of a conversation, oldest first."""
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Message))
+        parameters = {"conversation": conversation, "limit": limit}
+        rows = await (await cursor.execute(_SQL["history"], parameters)).fetchall()
+    return rows[::-1]
+
+
+async def _apply(connection: Connection, message: Message, number: int, effect: Effect) -> None:
+    match effect:
+        case Remember(text):
+            moment = message.created_at.strftime("%Y%m%dT%H%M%S.%fZ")
+            await store_text(connection, f"memory/notes/{moment}-{number}", text)
+        case Remind(text, due_at):
+            await add_reminder(connection, message.conversation, text, due_at)
+
+
+def _message(row: dict[str, Any]) -> Message:
+    return Message(**{name: row[name] for name in _MESSAGE_FIELDS})
+
+
+def _check_content(content: str) -> None:
+    size = _size(content)
+    if not content.strip():
+        raise BadDataError("the message is empty")
+    if size > MAX_MESSAGE_BYTES:
+        raise BadDataError(f"a message has at most {MAX_MESSAGE_BYTES:,} bytes; this has {size:,}")
+
+
+def _check_name(name: str, what: str) -> None:
+    if not 1 <= _size(name) <= 200 or not name.isprintable():
+        raise BadDataError(f"a {what} has 1 to 200 bytes and no control characters")
+
+
+def _size(text: str) -> int:
+    if "\x00" in text:
+        raise BadDataError("the database cannot keep the character NUL")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise BadDataError("the text is not valid UTF-8") from None

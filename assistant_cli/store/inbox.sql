@@ -1,0 +1,96 @@
+-- name: put
+WITH inserted AS (
+    INSERT INTO assistant.messages
+        (id, conversation, role, content, source, external_id, state)
+    VALUES (%(id)s, %(conversation)s, 'user', %(content)s, %(source)s, %(external_id)s, 'waiting')
+    ON CONFLICT DO NOTHING
+    RETURNING id
+)
+SELECT id, pg_notify('assistant_messages', '') FROM inserted;
+
+-- name: find_duplicate
+SELECT id, conversation, content FROM assistant.messages
+WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
+
+-- name: progress
+SELECT message.state, message.attempts, message.error, reply.content AS reply
+FROM assistant.messages AS message
+LEFT JOIN assistant.messages AS reply ON reply.id = message.reply_id
+WHERE message.id = %(id)s;
+
+-- name: claim
+WITH due AS (
+    SELECT conversation FROM assistant.messages
+    WHERE state = 'waiting' AND (retry_at IS NULL OR retry_at <= clock_timestamp())
+    ORDER BY position LIMIT 1
+), batch AS (
+    SELECT id FROM assistant.messages
+    WHERE state = 'waiting' AND conversation = (SELECT conversation FROM due)
+    ORDER BY position LIMIT 100
+    FOR UPDATE SKIP LOCKED
+), turn AS (
+    INSERT INTO assistant.turns (agent, trigger, conversation, token, model)
+    SELECT 'conversation', 'message', conversation, %(token)s, %(model)s
+    FROM due WHERE EXISTS (SELECT FROM batch)
+    RETURNING id
+)
+UPDATE assistant.messages AS message
+SET state = 'working', attempts = attempts + 1, turn_id = turn.id, retry_at = NULL
+FROM batch, turn WHERE message.id = batch.id
+RETURNING turn_id, message.position, message.id, conversation, role, content, sender, source,
+    state, created_at, attempts, error;
+
+-- name: seconds_to_next
+SELECT greatest(0, extract(epoch FROM min(coalesce(retry_at, clock_timestamp()))
+    - clock_timestamp()))::float8
+FROM assistant.messages WHERE state = 'waiting';
+
+-- name: say
+INSERT INTO assistant.messages (id, conversation, role, content, source, state, turn_id)
+VALUES (%(id)s, %(conversation)s, 'assistant', %(content)s, %(source)s, 'said', %(turn)s);
+
+-- name: answer
+UPDATE assistant.messages
+SET state = 'answered', reply_id = %(reply)s, answered_at = clock_timestamp(), error = NULL
+WHERE id = ANY(%(ids)s) AND turn_id = %(turn)s AND state = 'working';
+
+-- name: return_failed
+UPDATE assistant.messages
+SET state = CASE WHEN attempts >= %(limit)s THEN 'failed' ELSE 'waiting' END,
+    error = %(error)s,
+    retry_at = clock_timestamp() + %(delay)s * power(3, attempts - 1)
+WHERE turn_id = %(turn)s AND state = 'working';
+
+-- name: return_unattempted
+UPDATE assistant.messages
+SET state = 'waiting', attempts = attempts - 1, retry_at = NULL
+WHERE turn_id = %(turn)s AND state = 'working';
+
+-- name: return_interrupted
+UPDATE assistant.messages
+SET state = CASE WHEN attempts >= %(limit)s THEN 'failed' ELSE 'waiting' END,
+    error = 'interrupted: the process that was answering ended', retry_at = NULL
+WHERE state = 'working' AND turn_id IN (
+    SELECT id FROM assistant.turns WHERE agent = 'conversation' AND outcome <> 'done');
+
+-- name: announce
+SELECT pg_notify('assistant_messages', '');
+
+-- name: unanswered
+UPDATE assistant.messages SET reported_at = clock_timestamp()
+WHERE id IN (
+    SELECT id FROM assistant.messages
+    WHERE reported_at IS NULL AND (state = 'failed'
+        OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s)
+    ORDER BY position LIMIT 100 FOR UPDATE SKIP LOCKED)
+RETURNING id, conversation, role, content, sender, source, state, created_at, attempts, error;
+
+-- name: count_unreported
+SELECT count(*) FROM assistant.messages
+WHERE reported_at IS NULL AND (state = 'failed'
+    OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s);
+
+-- name: history
+SELECT id, conversation, role, content, sender, source, state, created_at, attempts, error
+FROM assistant.messages WHERE conversation = %(conversation)s
+ORDER BY position DESC LIMIT %(limit)s;

@@ -1,0 +1,232 @@
+"""The key-value store: durable JSON values that plain SQL can read and write as well."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncGenerator, Iterable
+from datetime import timedelta
+from typing import Any
+
+from psycopg.rows import class_row, dict_row
+
+from ..errors import BadDataError, ConflictError, NotFoundError
+from ..json_values import check_json, check_key, dump_json
+from .database import Connection, Database
+from .follow import POLL_SECONDS
+from .queries import load_queries
+from .transfer import OnConflict, export_lines, import_lines
+from .watch import Deleted, Entry, key_range, watch
+
+_SQL = load_queries(__file__)
+
+_STEP = re.compile(r'([^.\[\]"$@?()\s]+)((?:\[[^\]"]*\])*)')
+_SHORT_PATH = re.compile(rf"{_STEP.pattern}(?:\.{_STEP.pattern})*")
+
+
+class KeyValues:
+    """Keys of 1 to 512 bytes, strict JSON values of at most 1 MB.
+
+    Each method raises `BadDataError` for a bad key or value, and the errors of
+    `Database.connection`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, key: str) -> Any:
+        """The value of a key as plain Python, None when it is missing.
+
+        A stored JSON null is None as well; `get_entry` tells them apart.
+        """
+        entry = await self.get_entry(key)
+        return None if entry is None else entry.value
+
+    async def get_entry(self, key: str) -> Entry | None:
+        """The key with its value as text and its revision; None when it is missing."""
+        check_key(key)
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Entry))
+            return await (await cursor.execute(_SQL["get"], {"key": key})).fetchone()
+
+    async def get_text(
+        self, key: str, path: str | None = None, *, pretty: bool = False
+    ) -> list[str]:
+        """The JSON texts that a SQL/JSON path finds in a value; without a path, the value.
+
+        Empty where the key is missing or the path finds nothing.
+        """
+        check_key(key)
+        query = "get_path" if path else "get_pretty" if pretty else "get"
+        parameters = {"key": key, "path": path and full_path(path)}
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            rows = await (await cursor.execute(_SQL[query], parameters)).fetchall()
+        return [row["pretty" if path and pretty else "text"] for row in rows]
+
+    async def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        create: bool = False,
+        merge: bool = False,
+        if_revision: int | None = None,
+        ttl: timedelta | None = None,
+    ) -> int:
+        """Store a Python value and return the key's new revision. See `set_text`."""
+        return await self.set_text(
+            key, dump_json(value), create=create, merge=merge, if_revision=if_revision, ttl=ttl
+        )
+
+    async def set_text(
+        self,
+        key: str,
+        text: str,
+        *,
+        create: bool = False,
+        merge: bool = False,
+        if_revision: int | None = None,
+        ttl: timedelta | None = None,
+    ) -> int:
+        """Store JSON text and return the key's new revision.
+
+        Args:
+            create: only if the key is missing.
+            merge: apply the value as a JSON Merge Patch (RFC 7396) to what is stored.
+            if_revision: only if the key has this revision; 0 means: is missing.
+            ttl: the key expires this long after now; default: never, with `merge`: as before.
+
+        Raises:
+            ConflictError: the key exists, or has another revision.
+        """
+        check_key(key)
+        check_json(text)
+        create = create or if_revision == 0
+        query = _query_for_set(create, merge, if_revision)
+        parameters = {
+            "key": key,
+            "value": text,
+            "ttl": ttl,
+            "merge": merge,
+            "revision": if_revision,
+        }
+        async with self._database.connection() as connection:
+            row = await (await connection.execute(_SQL[query], parameters)).fetchone()
+        if row is not None:
+            return int(row[0])
+        if create:
+            raise ConflictError(f"the key {key!r} exists already")
+        raise ConflictError(f"the key {key!r} does not have revision {if_revision} (any more)")
+
+    async def delete(self, *keys: str) -> None:
+        """Delete keys, all of them or none.
+
+        Raises:
+            NotFoundError: one of them is missing.
+        """
+        for key in keys:
+            check_key(key)
+        async with self._database.transaction() as connection:
+            cursor = await connection.execute(_SQL["delete"], {"keys": list(keys)})
+            found = {row[0] for row in await cursor.fetchall()}
+            missing = sorted(set(keys) - found)
+            if missing:
+                rest = "; nothing was removed" if len(keys) > 1 else ""
+                raise NotFoundError(f"no such key: {', '.join(map(repr, missing))}{rest}")
+
+    async def increment(self, key: str, by: str | int = 1) -> str:
+        """Add a number to a number, exactly, and return the sum as JSON text.
+
+        A missing key counts as 0.
+
+        Raises:
+            BadDataError: the value is not a number, or `by` is not one.
+        """
+        check_key(key)
+        if not re.fullmatch(r"-?\d{1,100}(\.\d{1,100})?", str(by), re.ASCII):
+            raise BadDataError(f"{by!r} is not a decimal number")
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(_SQL["increment"], {"key": key, "by": str(by)})
+            row = await cursor.fetchone()
+        if row is None:
+            raise BadDataError(f"the value of {key!r} is not a number")
+        return str(row[0])
+
+    async def list_keys(self, prefix: str = "", limit: int | None = None) -> list[str]:
+        """The keys that start with a prefix, in byte order."""
+        async with self._database.connection() as connection:
+            parameters = {**key_range(prefix), "limit": limit}
+            rows = await (await connection.execute(_SQL["list_keys"], parameters)).fetchall()
+        return [row[0] for row in rows]
+
+    async def list_entries(self, prefix: str = "", limit: int | None = None) -> list[Entry]:
+        """The keys that start with a prefix, in byte order, with their values."""
+        async with self._database.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Entry))
+            parameters = {**key_range(prefix), "limit": limit}
+            return await (await cursor.execute(_SQL["list"], parameters)).fetchall()
+
+    async def delete_expired(self) -> int:
+        """Delete up to 1,000 keys whose time is over; returns how many."""
+        async with self._database.connection() as connection:
+            return (await connection.execute(_SQL["delete_expired"])).rowcount
+
+    def watch(
+        self, key: str | None = None, *, prefix: str = "", poll: float = POLL_SECONDS
+    ) -> AsyncGenerator[Entry | Deleted]:
+        """Yield the current entries, then each change, for one key or all of a prefix.
+
+        Changes in quick succession may come as one; the last state always comes. Outlives
+        lost connections and server restarts. `poll`: seconds after which to look unasked.
+        """
+        if key is not None:
+            check_key(key)
+        return watch(self._database, key, prefix, poll)
+
+    def export(self, prefix: str = "") -> AsyncGenerator[bytes]:
+        """Yield blocks of `{"key": …, "value": …}` lines, in key order, in constant memory."""
+        return export_lines(self._database, prefix)
+
+    async def import_lines(
+        self, lines: Iterable[str], *, on_conflict: OnConflict = "replace", dry_run: bool = False
+    ) -> int:
+        """Store `{"key": …, "value": …}` lines in one transaction; returns the keys written.
+
+        Args:
+            on_conflict: `replace` what exists (the last line of a key wins), `skip` it (the
+                first line wins), or `fail`.
+            dry_run: check everything, then write nothing.
+
+        Raises:
+            BadDataError: a line is not such an object; its number is named.
+            ConflictError: with `fail`, a key exists already or comes twice.
+        """
+        return await import_lines(self._database, lines, on_conflict, dry_run)
+
+
+def full_path(path: str) -> str:
+    """Complete a path: `heartbeat.status` is short for `$."heartbeat"."status"`."""
+    if path.startswith(("$", "strict ", "lax ")):
+        return path
+    if not _SHORT_PATH.fullmatch(path):
+        return f"${path}" if path.startswith("[") else f"$.{path}"
+    steps = _STEP.findall(path)
+    return "$" + "".join(
+        (f".{json.dumps(name, ensure_ascii=False)}" if name != "*" else ".*") + subscripts
+        for name, subscripts in steps
+    )
+
+
+def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
+    if create:
+        return "create"
+    if if_revision is not None:
+        return "replace_at_revision"
+    return "merge" if merge else "set"
+
+
+async def store_text(connection: Connection, key: str, text: str) -> None:
+    """Store a text as a JSON string, as part of the caller's transaction."""
+    parameters = {"key": key, "value": dump_json(text), "ttl": None}
+    await connection.execute(_SQL["set"], parameters)

@@ -1,0 +1,84 @@
+-- name: get
+SELECT key, value::text AS text, revision, updated_at, expires_at
+FROM public.kv
+WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
+
+-- name: get_pretty
+SELECT jsonb_pretty(value) AS text
+FROM public.kv
+WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
+
+-- name: get_path
+SELECT found::text AS text, jsonb_pretty(found) AS pretty
+FROM public.kv CROSS JOIN LATERAL jsonb_path_query(value, %(path)s::jsonpath, '{}', true) AS found
+WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
+
+-- name: set
+INSERT INTO public.kv (key, value, expires_at)
+VALUES (%(key)s, %(value)s::jsonb, clock_timestamp() + %(ttl)s)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
+RETURNING revision;
+
+-- name: create
+INSERT INTO public.kv (key, value, expires_at)
+VALUES (%(key)s, %(value)s::jsonb, clock_timestamp() + %(ttl)s)
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
+WHERE kv.expires_at <= clock_timestamp()
+RETURNING revision;
+
+-- name: merge
+INSERT INTO public.kv (key, value, expires_at)
+VALUES (
+    %(key)s, assistant.merge_patch('{}', %(value)s::jsonb), clock_timestamp() + %(ttl)s)
+ON CONFLICT (key) DO UPDATE SET
+    value = assistant.merge_patch(
+        CASE WHEN kv.expires_at <= clock_timestamp() THEN '{}' ELSE kv.value END,
+        %(value)s::jsonb),
+    expires_at = coalesce(excluded.expires_at, kv.expires_at)
+RETURNING revision;
+
+-- name: replace_at_revision
+UPDATE public.kv SET
+    value = CASE WHEN %(merge)s
+        THEN assistant.merge_patch(value, %(value)s::jsonb) ELSE %(value)s::jsonb END,
+    expires_at = CASE WHEN %(merge)s
+        THEN coalesce(clock_timestamp() + %(ttl)s, expires_at) ELSE clock_timestamp() + %(ttl)s END
+WHERE key = %(key)s AND revision = %(revision)s
+    AND (expires_at IS NULL OR expires_at > clock_timestamp())
+RETURNING revision;
+
+-- name: increment
+INSERT INTO public.kv AS kv (key, value)
+VALUES (%(key)s, to_jsonb(%(by)s::numeric))
+ON CONFLICT (key) DO UPDATE SET value = CASE
+    WHEN kv.expires_at <= clock_timestamp() THEN excluded.value
+    ELSE to_jsonb((kv.value #>> '{}')::numeric + %(by)s::numeric) END
+WHERE jsonb_typeof(kv.value) = 'number' OR kv.expires_at <= clock_timestamp()
+RETURNING value::text AS text, revision;
+
+-- name: delete
+DELETE FROM public.kv WHERE key = ANY(%(keys)s)
+RETURNING CASE WHEN expires_at <= clock_timestamp() THEN NULL ELSE key END AS key;
+
+-- name: delete_expired
+DELETE FROM public.kv WHERE key IN (
+    SELECT key FROM public.kv WHERE expires_at <= clock_timestamp() LIMIT 1000 FOR UPDATE SKIP LOCKED
+) AND expires_at <= clock_timestamp();
+
+-- name: list
+SELECT key, value::text AS text, revision, updated_at, expires_at
+FROM public.kv
+WHERE key COLLATE "C" >= %(start)s
+    AND (%(end)s::text IS NULL OR key COLLATE "C" < %(end)s)
+    AND (expires_at IS NULL OR expires_at > clock_timestamp())
+ORDER BY key COLLATE "C"
+LIMIT %(limit)s;
+
+-- name: list_keys
+SELECT key
+FROM public.kv
+WHERE key COLLATE "C" >= %(start)s
+    AND (%(end)s::text IS NULL OR key COLLATE "C" < %(end)s)
+    AND (expires_at IS NULL OR expires_at > clock_timestamp())
+ORDER BY key COLLATE "C"
+LIMIT %(limit)s;

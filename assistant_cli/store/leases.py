@@ -1,0 +1,142 @@
+"""Leases: which process holds an agent, until when, with a token that fences its writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg.rows import class_row
+
+from ..errors import ConflictError, DatabaseUnreachableError, LeaseLostError
+from ..process_identity import ProcessIdentity, known_dead, own_identity
+from .database import Connection, Database
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+CHANNEL = "assistant_leases"
+
+LEASE = timedelta(seconds=15)
+RENEWAL = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Agents held by this process; `token` is larger than any holder's before it."""
+
+    agents: tuple[str, ...]
+    token: int
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an agent; `live` means renewed in time by the database's clock."""
+
+    agent: str
+    token: int
+    host: str
+    pid: int
+    process: str
+    acquired_at: datetime
+    live: bool
+
+    @property
+    def gone(self) -> bool:
+        """Certainly dead although its lease may still run: it was a process of this machine."""
+        return known_dead(ProcessIdentity(self.host, self.pid, self.process))
+
+    def __str__(self) -> str:
+        since = self.acquired_at.astimezone().isoformat(" ", "seconds")
+        return f"host {self.host}, pid {self.pid}, since {since}"
+
+
+async def acquire(database: Database, agents: Sequence[str]) -> Lease:
+    """Take the leases of all the agents, or of none.
+
+    A holder that is certainly dead is not waited for.
+
+    Raises:
+        ConflictError: one of them is held; the message names the holder.
+    """
+    identity = own_identity()
+    async with database.transaction() as connection:
+        dead = [holder.token for holder in await _holders(connection, agents) if holder.gone]
+        cursor = await connection.execute(
+            _SQL["acquire"],
+            {
+                "agents": list(agents),
+                "host": identity.host,
+                "pid": identity.pid,
+                "process": identity.key,
+                "duration": LEASE,
+                "dead": dead,
+            },
+        )
+        tokens = [row[0] for row in await cursor.fetchall()]
+        if len(tokens) < len(agents):
+            raise _held(await _holders(connection, agents))
+        await connection.execute(_SQL["announce"])
+    return Lease(tuple(agents), tokens[0])
+
+
+def _held(holders: list[Holder]) -> ConflictError:
+    other = [h for h in holders if h.live and not h.gone] or holders
+    if not other:
+        return ConflictError("the agent was taken by another process just now; try again")
+    return ConflictError(f"{other[0].agent} is already held by {other[0]}")
+
+
+async def find_holders(database: Database, agents: Sequence[str]) -> list[Holder]:
+    """The holders of those of the agents that anybody holds or held without releasing."""
+    async with database.connection() as connection:
+        return await _holders(connection, agents)
+
+
+async def renew(connection: Connection, lease: Lease) -> None:
+    """Prolong a lease, also one that has lapsed if nobody took it over.
+
+    Raises:
+        LeaseLostError: another process took an agent over.
+    """
+    parameters = {"agents": list(lease.agents), "token": lease.token, "duration": LEASE}
+    if (await connection.execute(_SQL["renew"], parameters)).rowcount < len(lease.agents):
+        holders = await _holders(connection, lease.agents)
+        other = [holder for holder in holders if holder.token != lease.token]
+        taker = f"{other[0].agent} was taken over by {other[0]}" if other else "it was removed"
+        raise LeaseLostError(f"this process lost its lease: {taker}")
+
+
+async def release(database: Database, lease: Lease) -> None:
+    """Give the agents back, so that another process may take them at once."""
+    async with database.transaction() as connection:
+        await connection.execute(
+            _SQL["release"], {"agents": list(lease.agents), "token": lease.token}
+        )
+        await connection.execute(_SQL["announce"])
+
+
+async def forget_dead_holder(database: Database, agent: str) -> None:
+    """Remove the lease of a holder that is gone, before somebody else speaks for the agent."""
+    async with database.transaction() as connection:
+        dead = [holder.token for holder in await _holders(connection, [agent]) if holder.gone]
+        await connection.execute(_SQL["forget_expired"], {"agent": agent, "dead": dead})
+
+
+async def guard(connection: Connection, agent: str, token: int) -> None:
+    """Make sure, until the transaction ends, that this process may write for the agent.
+
+    Raises:
+        LeaseLostError: another process holds the agent.
+        DatabaseUnreachableError: the lease lapsed and has to be renewed first; try again.
+    """
+    cursor = await connection.execute(_SQL["guard"], {"agent": agent, "token": token})
+    row = await cursor.fetchone()
+    if row is None or not row[0]:
+        raise LeaseLostError(f"this process no longer holds {agent}")
+    if not row[1]:
+        raise DatabaseUnreachableError(f"the lease of {agent} lapsed; waiting for its renewal")
+
+
+async def _holders(connection: Connection, agents: Sequence[str]) -> list[Holder]:
+    cursor = connection.cursor(row_factory=class_row(Holder))
+    return await (await cursor.execute(_SQL["held"], {"agents": list(agents)})).fetchall()

@@ -1,0 +1,37 @@
+-- name: acquire
+INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at)
+SELECT agent, (SELECT nextval('assistant.tokens')), %(host)s, %(pid)s, %(process)s,
+    clock_timestamp() + %(duration)s
+FROM unnest(%(agents)s::text[]) AS agent
+ORDER BY agent
+ON CONFLICT (agent) DO UPDATE SET
+    token = excluded.token, host = excluded.host, pid = excluded.pid, process = excluded.process,
+    acquired_at = clock_timestamp(), expires_at = excluded.expires_at
+WHERE leases.expires_at <= clock_timestamp() OR leases.token = ANY(%(dead)s::bigint[])
+RETURNING token;
+
+-- name: held
+SELECT agent, token, host, pid, process, acquired_at, expires_at > clock_timestamp() AS live
+FROM assistant.leases
+WHERE agent = ANY(%(agents)s)
+ORDER BY agent;
+
+-- name: renew
+UPDATE assistant.leases SET expires_at = clock_timestamp() + %(duration)s
+WHERE token = %(token)s AND agent = ANY(%(agents)s);
+
+-- name: release
+DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s);
+
+-- name: forget_expired
+DELETE FROM assistant.leases
+WHERE agent = %(agent)s
+    AND (expires_at <= clock_timestamp() OR token = ANY(%(dead)s::bigint[]));
+
+-- name: announce
+SELECT pg_notify('assistant_leases', '');
+
+-- name: guard
+SELECT token = %(token)s AS ours, expires_at > clock_timestamp() AS live
+FROM assistant.leases WHERE agent = %(agent)s
+FOR KEY SHARE;

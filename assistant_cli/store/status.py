@@ -1,0 +1,133 @@
+"""One snapshot of everything `status` shows, read by the command line and by `wait`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from psycopg.rows import class_row, dict_row
+
+from ..process_identity import ProcessIdentity, known_dead
+from .database import Connection, Database
+from .follow import Hints, follow
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+
+
+@dataclass(frozen=True)
+class AgentRow:
+    """An agent on the board, and whether the process that said so is still alive.
+
+    `live` and `stale` are never both true; neither means that nobody holds the agent.
+    """
+
+    agent: str
+    status: str | None
+    detail: str | None
+    since: datetime | None
+    updated_at: datetime | None
+    live: bool
+    stale: bool
+    host: str | None
+    pid: int | None
+    process: str | None
+    held_since: datetime | None
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """Messages not answered yet; `oldest_seconds` is the age of the oldest of them."""
+
+    waiting: int
+    working: int
+    failed: int
+    oldest_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of everything at `now`, the database's clock."""
+
+    agents: Sequence[AgentRow]
+    inbox: Inbox
+    last_tick_at: str | None
+    next_tick_at: str | None
+    now: datetime
+
+    def find(self, agent: str) -> AgentRow | None:
+        return next((row for row in self.agents if row.agent == agent), None)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One change of an agent's entry."""
+
+    id: int
+    agent: str
+    status: str | None
+    detail: str | None
+    at: datetime
+
+
+async def read_snapshot(connection: Connection) -> Snapshot:
+    """Read the snapshot in one transaction's view."""
+    async with connection.transaction():
+        agents = await (
+            await connection.cursor(row_factory=class_row(AgentRow)).execute(_SQL["agents"])
+        ).fetchall()
+        cursor = connection.cursor(row_factory=dict_row)
+        inbox = await (await cursor.execute(_SQL["inbox"])).fetchone()
+        ticks = await (await cursor.execute(_SQL["heartbeat"])).fetchall()
+    assert inbox is not None
+    now = inbox.pop("now")
+    times = {row["key"]: row["value"] for row in ticks}
+    return Snapshot(
+        agents=[_seen_from_here(row) for row in agents],
+        inbox=Inbox(**inbox),
+        last_tick_at=times.get("heartbeat_last_tick_at"),
+        next_tick_at=times.get("heartbeat_next_tick_at"),
+        now=now,
+    )
+
+
+async def get_snapshot(database: Database) -> Snapshot:
+    """Read the snapshot once."""
+    async with database.connection() as connection:
+        return await read_snapshot(connection)
+
+
+async def follow_snapshots(database: Database, poll: float = 1.0) -> AsyncGenerator[Snapshot]:
+    """Yield the snapshot after each change of the board, and at least every `poll` seconds.
+
+    A lease that lapses announces itself to nobody, hence the short poll.
+    """
+
+    async def read(connection: Connection, hints: Hints) -> Snapshot | None:
+        if hints is not None and "status_board" not in hints:
+            return None
+        return await read_snapshot(connection)
+
+    async for snapshot in follow(database, "assistant_kv", read, poll=poll):
+        yield snapshot
+
+
+async def read_transitions(
+    database: Database, agents: Sequence[str], since: timedelta | None, limit: int
+) -> list[Transition]:
+    """The last transitions, oldest first."""
+    parameters = {"agents": list(agents) or None, "since": since, "limit": limit}
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Transition))
+        rows = await (await cursor.execute(_SQL["history"], parameters)).fetchall()
+    return rows[::-1]
+
+
+def _seen_from_here(row: AgentRow) -> AgentRow:
+    """On the holder's own host its death is known at once, without waiting for the lease."""
+    if not row.live or row.host is None or row.pid is None or row.process is None:
+        return row
+    if not known_dead(ProcessIdentity(row.host, row.pid, row.process)):
+        return row
+    return replace(row, live=False, stale=True)

@@ -1,0 +1,34 @@
+-- name: agents
+SELECT agent, status, detail, since, updated_at, live, stale, host, pid, process, held_since
+FROM assistant.agent_status
+ORDER BY agent NOT IN ('conversation', 'heartbeat'), agent COLLATE "C";
+
+-- name: inbox
+SELECT
+    count(*) FILTER (WHERE state = 'waiting') AS waiting,
+    count(*) FILTER (WHERE state = 'working') AS working,
+    extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest_seconds,
+    (SELECT count(*) FROM assistant.messages WHERE state = 'failed') AS failed,
+    clock_timestamp() AS now
+FROM assistant.messages WHERE state IN ('waiting', 'working');
+
+-- name: heartbeat
+SELECT key, value #>> '{}' AS value FROM public.kv
+WHERE key IN ('heartbeat_last_tick_at', 'heartbeat_next_tick_at');
+
+-- name: history
+SELECT id, agent, status, detail, at
+FROM assistant.board_events
+WHERE (%(agents)s::text[] IS NULL OR agent = ANY(%(agents)s))
+    AND (%(since)s::interval IS NULL OR at > clock_timestamp() - %(since)s)
+ORDER BY id DESC
+LIMIT %(limit)s;
+
+-- name: delete_old_events
+DELETE FROM assistant.board_events WHERE id IN (
+    SELECT id FROM assistant.board_events AS old
+    WHERE at < clock_timestamp() - %(keep)s
+        AND EXISTS (SELECT FROM assistant.board_events AS newer
+            WHERE newer.agent = old.agent AND newer.id > old.id)
+    ORDER BY at LIMIT 1000
+);

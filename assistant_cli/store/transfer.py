@@ -1,0 +1,68 @@
+"""Export and import of keys as JSON lines, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import Literal
+
+from psycopg import AsyncClientCursor
+
+from ..errors import BadDataError, ConflictError
+from ..json_values import check_entry_line
+from .database import Connection, Database
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+_BLOCK_CHARACTERS = 1 << 16
+
+OnConflict = Literal["fail", "skip", "replace"]
+
+
+async def export_lines(database: Database, prefix: str) -> AsyncGenerator[bytes]:
+    """Yield blocks of export lines. See `KeyValues.export`."""
+    async with (
+        database.connection(patience=None) as connection,
+        AsyncClientCursor(connection) as cursor,
+        cursor.copy(_SQL["export"], {"prefix": prefix}) as copy,
+    ):
+        async for block in copy:
+            yield bytes(block)
+
+
+async def import_lines(
+    database: Database, lines: Iterable[str], on_conflict: OnConflict, dry_run: bool
+) -> int:
+    """Store export lines. See `KeyValues.import_lines`."""
+    async with (
+        database.connection(patience=None) as connection,
+        connection.transaction(force_rollback=dry_run),
+    ):
+        await connection.execute(_SQL["create_incoming"])
+        await _copy_in(connection, lines)
+        if on_conflict == "fail":
+            row = await (await connection.execute(_SQL["find_conflict"])).fetchone()
+            if row is not None:
+                raise ConflictError(f"the key {row[0]!r} exists already; nothing was imported")
+        query = "store_replacing" if on_conflict == "replace" else "store_skipping"
+        return (await connection.execute(_SQL[query])).rowcount
+
+
+async def _copy_in(connection: Connection, lines: Iterable[str]) -> None:
+    async with connection.cursor() as cursor, cursor.copy(_SQL["copy_incoming"]) as copy:
+        block: list[str] = []
+        size = 0
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                check_entry_line(line)
+            except BadDataError as error:
+                raise BadDataError(f"line {number}: {error}; nothing was imported") from None
+            # Between tokens, the only place JSON allows it, a carriage return means nothing.
+            block.append(line.strip().replace("\r", " "))
+            size += len(line)
+            if size > _BLOCK_CHARACTERS:
+                await copy.write("\n".join(block) + "\n")
+                block, size = [], 0
+        if block:
+            await copy.write("\n".join(block) + "\n")

@@ -1,0 +1,38 @@
+-- name: export
+-- CSV with a delimiter and a quote that JSON text cannot contain comes out unescaped.
+COPY (
+    SELECT '{"key": ' || to_json(key)::text || ', "value": ' || value::text || '}'
+    FROM public.kv
+    WHERE starts_with(key, %(prefix)s)
+        AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    ORDER BY key COLLATE "C"
+) TO STDOUT (FORMAT csv, DELIMITER E'\x02', QUOTE E'\x01');
+
+-- name: create_incoming
+CREATE TEMPORARY TABLE incoming (
+    line bigint GENERATED ALWAYS AS IDENTITY, entry jsonb NOT NULL
+) ON COMMIT DROP;
+
+-- name: copy_incoming
+COPY incoming (entry) FROM STDIN (FORMAT csv, DELIMITER E'\x02', QUOTE E'\x01');
+
+-- name: store_replacing
+INSERT INTO public.kv (key, value)
+SELECT DISTINCT ON (entry ->> 'key') entry ->> 'key', entry -> 'value'
+FROM incoming ORDER BY entry ->> 'key', line DESC
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = NULL;
+
+-- name: store_skipping
+INSERT INTO public.kv (key, value)
+SELECT DISTINCT ON (entry ->> 'key') entry ->> 'key', entry -> 'value'
+FROM incoming ORDER BY entry ->> 'key', line
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = NULL
+WHERE kv.expires_at <= clock_timestamp();
+
+-- name: find_conflict
+SELECT entry ->> 'key' AS key FROM incoming
+GROUP BY 1 HAVING count(*) > 1 OR EXISTS (
+    SELECT FROM public.kv
+    WHERE kv.key = entry ->> 'key' AND (expires_at IS NULL OR expires_at > clock_timestamp())
+)
+LIMIT 1;

@@ -1,0 +1,54 @@
+"""Turns: every execution of an agent, what triggered it and how it ended."""
+
+from __future__ import annotations
+
+from ..errors import LeaseLostError
+from ..messages import Outcome, Trigger, Turn
+from .database import Connection
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+
+
+async def begin(
+    connection: Connection,
+    agent: str,
+    trigger: Trigger,
+    conversation: str | None,
+    token: int,
+    model: str,
+) -> Turn:
+    """Record that a turn begins, as part of the caller's transaction."""
+    parameters = {
+        "agent": agent,
+        "trigger": trigger,
+        "conversation": conversation,
+        "token": token,
+        "model": model,
+    }
+    row = await (await connection.execute(_SQL["begin"], parameters)).fetchone()
+    assert row is not None
+    return Turn(row[0], agent, trigger, conversation)
+
+
+async def end(
+    connection: Connection, turn: Turn, outcome: Outcome, error: str | None = None
+) -> bool:
+    """Record how a turn ended; False where that is recorded already.
+
+    Raises:
+        LeaseLostError: another process closed the turn as interrupted.
+    """
+    parameters = {"turn": turn.id, "outcome": outcome, "error": error}
+    if (await connection.execute(_SQL["end"], parameters)).rowcount:
+        return True
+    row = await (await connection.execute(_SQL["outcome"], parameters)).fetchone()
+    if row is None or row[0] != outcome:
+        raise LeaseLostError(f"turn {turn.id} was closed by another process")
+    return False
+
+
+async def interrupt_open(connection: Connection, agent: str) -> list[int]:
+    """Close the turns of an agent that nobody executes any more; returns their ids."""
+    cursor = await connection.execute(_SQL["interrupt_open"], {"agent": agent})
+    return [row[0] for row in await cursor.fetchall()]

@@ -1,0 +1,342 @@
+-- The whole schema of the assistant, for readers, for `psql -f` and for docker-compose.
+-- Made from the migrations by `python -m assistant_cli.store.migrations`; do not edit it here.
+-- It can run again on a database that has it.
+
+SET client_min_messages = warning;
+
+-- Every statement can run again without harm: the same text serves `psql -f` on a database
+-- that is new, already adopted, or holds another program's plain kv table.
+
+CREATE SCHEMA IF NOT EXISTS assistant;
+
+CREATE TABLE IF NOT EXISTS assistant.migrations (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE SEQUENCE IF NOT EXISTS assistant.revisions;
+CREATE SEQUENCE IF NOT EXISTS assistant.tokens;
+
+-- kv: one JSON value a key. Plain SQL is a first-class writer: triggers keep the extra columns.
+
+CREATE TABLE IF NOT EXISTS public.kv (
+    key text PRIMARY KEY,
+    value jsonb NOT NULL
+);
+
+DO $$
+BEGIN
+    IF (SELECT data_type FROM information_schema.columns
+        WHERE table_schema = 'public' AND table_name = 'kv' AND column_name = 'value')
+        IS DISTINCT FROM 'jsonb' THEN
+        RAISE EXCEPTION 'public.kv is another table: its column "value" is not jsonb'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+END
+$$;
+
+-- revision grows with every write of any key; updated_at is the time of the last write;
+-- a key whose expires_at has passed counts as missing and is deleted in time.
+ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS revision bigint NOT NULL DEFAULT 0;
+ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS updated_at timestamptz NOT NULL DEFAULT now();
+ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS expires_at timestamptz;
+UPDATE public.kv SET revision = nextval('assistant.revisions') WHERE revision = 0;
+
+CREATE INDEX IF NOT EXISTS kv_key_order ON public.kv (key COLLATE "C");
+CREATE INDEX IF NOT EXISTS kv_expiry ON public.kv (expires_at) WHERE expires_at IS NOT NULL;
+
+-- SECURITY DEFINER, so that a program that may only write kv need not be granted our schema.
+CREATE OR REPLACE FUNCTION assistant.stamp_kv() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.revision := nextval('assistant.revisions');
+    NEW.updated_at := clock_timestamp();
+    -- A plain upsert of an expired key brings it back; it must not stay invisible.
+    IF TG_OP = 'UPDATE' AND NEW.expires_at = OLD.expires_at
+        AND NEW.expires_at <= NEW.updated_at THEN
+        NEW.expires_at := NULL;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+-- The payload of a notification is the key that changed, or empty where any may have:
+-- a hint to look again, never data.
+CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF (SELECT count(*) FROM (SELECT 1 FROM changed LIMIT 101) AS few) > 100 THEN
+        PERFORM pg_notify('assistant_kv', '');
+    ELSE
+        PERFORM pg_notify(
+            'assistant_kv', CASE WHEN octet_length(key) <= 512 THEN key ELSE '' END)
+        FROM changed;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION assistant.notify_kv_everything() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM pg_notify('assistant_kv', '');
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER assistant_stamp BEFORE INSERT OR UPDATE ON public.kv
+    FOR EACH ROW EXECUTE FUNCTION assistant.stamp_kv();
+CREATE OR REPLACE TRIGGER assistant_notify_insert AFTER INSERT ON public.kv
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
+CREATE OR REPLACE TRIGGER assistant_notify_update AFTER UPDATE ON public.kv
+    REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
+CREATE OR REPLACE TRIGGER assistant_notify_delete AFTER DELETE ON public.kv
+    REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
+CREATE OR REPLACE TRIGGER assistant_notify_rename AFTER UPDATE ON public.kv
+    FOR EACH ROW WHEN (OLD.key IS DISTINCT FROM NEW.key)
+    EXECUTE FUNCTION assistant.notify_kv_everything();
+CREATE OR REPLACE TRIGGER assistant_notify_truncate AFTER TRUNCATE ON public.kv
+    FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv_everything();
+
+-- JSON Merge Patch, RFC 7396.
+CREATE OR REPLACE FUNCTION assistant.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name text;
+    change jsonb;
+BEGIN
+    IF jsonb_typeof(patch) <> 'object' THEN
+        RETURN patch;
+    END IF;
+    IF target IS NULL OR jsonb_typeof(target) <> 'object' THEN
+        target := '{}';
+    END IF;
+    FOR name, change IN SELECT * FROM jsonb_each(patch) LOOP
+        IF jsonb_typeof(change) = 'null' THEN
+            target := target - name;
+        ELSE
+            target := target || jsonb_build_object(
+                name, assistant.merge_patch(target -> name, change));
+        END IF;
+    END LOOP;
+    RETURN target;
+END
+$$;
+
+-- leases: who holds an agent. The token is part of a unique key on purpose: a writer locks its
+-- lease FOR KEY SHARE, which a take-over (new token) waits for and a renewal does not.
+
+CREATE TABLE IF NOT EXISTS assistant.leases (
+    agent text PRIMARY KEY,
+    token bigint NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    process text NOT NULL,
+    acquired_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz NOT NULL,
+    UNIQUE (agent, token)
+) WITH (fillfactor = 50);
+
+-- turns: every execution of an agent, what triggered it and how it ended.
+
+CREATE TABLE IF NOT EXISTS assistant.turns (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent text NOT NULL,
+    trigger text NOT NULL,
+    conversation text,
+    token bigint NOT NULL,
+    model text NOT NULL,
+    outcome text NOT NULL DEFAULT 'running' CHECK (outcome IN
+        ('running', 'done', 'silent', 'skipped', 'failed', 'timed_out', 'interrupted')),
+    error text,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS turns_open ON assistant.turns (agent) WHERE outcome = 'running';
+CREATE INDEX IF NOT EXISTS turns_of_agent ON assistant.turns (agent, id);
+
+-- messages: what somebody or an agent said. One that came in is waiting, then working, then
+-- answered by reply_id, or failed after its last attempt; it is never dropped.
+
+CREATE TABLE IF NOT EXISTS assistant.messages (
+    id uuid PRIMARY KEY,
+    position bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
+    conversation text NOT NULL,
+    role text NOT NULL CHECK (role IN ('user', 'assistant')),
+    content text NOT NULL,
+    sender text NOT NULL DEFAULT session_user,
+    source text NOT NULL,
+    external_id text,
+    state text NOT NULL CHECK (state IN ('waiting', 'working', 'answered', 'failed', 'said')),
+    attempts integer NOT NULL DEFAULT 0,
+    retry_at timestamptz,
+    turn_id bigint REFERENCES assistant.turns (id),
+    reply_id uuid REFERENCES assistant.messages (id),
+    error text,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    answered_at timestamptz,
+    reported_at timestamptz,
+    UNIQUE (source, external_id)
+);
+CREATE INDEX IF NOT EXISTS messages_of_conversation
+    ON assistant.messages (conversation, position);
+CREATE INDEX IF NOT EXISTS messages_open
+    ON assistant.messages (position) WHERE state IN ('waiting', 'working');
+CREATE INDEX IF NOT EXISTS messages_failed
+    ON assistant.messages (position) WHERE state = 'failed';
+
+-- schedules: what is to be said at a time.
+
+CREATE TABLE IF NOT EXISTS assistant.schedules (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    conversation text NOT NULL,
+    content text NOT NULL,
+    due_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fired_at timestamptz,
+    message_id uuid REFERENCES assistant.messages (id)
+);
+CREATE INDEX IF NOT EXISTS schedules_due ON assistant.schedules (due_at) WHERE fired_at IS NULL;
+
+-- board_events: every transition of an agent. `since` is when its status, whatever the detail,
+-- began. The newest row of an agent is always what the board says of it.
+
+CREATE TABLE IF NOT EXISTS assistant.board_events (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent text NOT NULL,
+    status text,
+    detail text,
+    since timestamptz NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS board_events_of_agent ON assistant.board_events (agent, id);
+CREATE INDEX IF NOT EXISTS board_events_at ON assistant.board_events (at);
+
+-- Appends those of the updates, [{"agent", "status", "detail"}, …] in their order, that change
+-- something. Call it with the board's row locked.
+CREATE OR REPLACE FUNCTION assistant.record_transitions(updates jsonb) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    WITH given AS (
+        SELECT update ->> 'agent' AS agent, update ->> 'status' AS status,
+            update ->> 'detail' AS detail, place
+        FROM jsonb_array_elements(updates) WITH ORDINALITY AS list (update, place)
+    ), chained AS (
+        SELECT given.*, last.since AS last_since,
+            CASE WHEN lag(place) OVER earlier IS NULL THEN last.status
+                ELSE lag(given.status) OVER earlier END AS old_status,
+            CASE WHEN lag(place) OVER earlier IS NULL THEN last.detail
+                ELSE lag(given.detail) OVER earlier END AS old_detail,
+            last.id IS NULL AND lag(place) OVER earlier IS NULL AS is_first
+        FROM given LEFT JOIN LATERAL (
+            SELECT * FROM assistant.board_events WHERE board_events.agent = given.agent
+            ORDER BY id DESC LIMIT 1
+        ) AS last ON true
+        WINDOW earlier AS (PARTITION BY given.agent ORDER BY place)
+    ), dated AS (
+        SELECT *, bool_or(is_first OR status IS DISTINCT FROM old_status)
+            OVER (PARTITION BY agent ORDER BY place) AS status_changed
+        FROM chained
+    )
+    INSERT INTO assistant.board_events (agent, status, detail, since)
+    SELECT agent, status, detail,
+        CASE WHEN status_changed THEN clock_timestamp() ELSE last_since END
+    FROM dated
+    WHERE is_first OR (status, detail) IS DISTINCT FROM (old_status, old_detail)
+    ORDER BY place;
+END
+$$;
+
+-- Puts updates, [{"agent", "status", "detail", "token"}, …], on the board, all or none. An agent
+-- that is held accepts only its holder's token, and only while the lease lasts.
+-- Returns the agents whose update was refused, with the token that holds them.
+CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb)
+RETURNS TABLE (refused text, held_by bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN QUERY
+        SELECT DISTINCT given.agent, held.token
+        FROM jsonb_to_recordset(updates) AS given (agent text, token bigint)
+        LEFT JOIN (
+            SELECT leases.agent, leases.token, leases.expires_at > clock_timestamp() AS live
+            FROM assistant.leases
+            WHERE leases.agent IN (
+                SELECT one.agent FROM jsonb_to_recordset(updates) AS one (agent text))
+            ORDER BY leases.agent FOR KEY SHARE
+        ) AS held ON held.agent = given.agent
+        WHERE CASE WHEN given.token IS NULL THEN coalesce(held.live, false)
+            ELSE held.token IS DISTINCT FROM given.token OR NOT held.live END;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM FROM public.kv WHERE key = 'status_board' FOR UPDATE;
+    PERFORM assistant.record_transitions(updates);
+    INSERT INTO public.kv AS board (key, value)
+    SELECT 'status_board', jsonb_object_agg(
+        given.agent, jsonb_build_object('status', given.status, 'detail', given.detail)
+        ORDER BY given.place)
+    FROM ROWS FROM (jsonb_to_recordset(updates) AS (agent text, status text, detail text))
+        WITH ORDINALITY AS given (agent, status, detail, place)
+    ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
+        CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
+        || excluded.value;
+END
+$$;
+
+-- Other programs write the board with plain SQL; their transitions are recorded all the same.
+CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before jsonb := CASE WHEN TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object'
+        THEN OLD.value ELSE '{}' END;
+    changes jsonb;
+BEGIN
+    IF jsonb_typeof(NEW.value) = 'object' THEN
+        SELECT jsonb_agg(jsonb_build_object('agent', entry.key,
+            'status', entry.value -> 'status', 'detail', entry.value -> 'detail'))
+        INTO changes
+        FROM jsonb_each(NEW.value) AS entry
+        WHERE jsonb_typeof(entry.value) = 'object'
+            AND entry.value IS DISTINCT FROM before -> entry.key;
+        IF changes IS NOT NULL THEN
+            PERFORM assistant.record_transitions(changes);
+        END IF;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER assistant_record_board_insert AFTER INSERT ON public.kv
+    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
+CREATE OR REPLACE TRIGGER assistant_record_board_update AFTER UPDATE ON public.kv
+    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
+
+-- agent_status: one row an agent for any tool. live: its holder renewed in time; stale: its
+-- holder is gone without saying so; neither: nobody holds it.
+CREATE OR REPLACE VIEW assistant.agent_status AS
+SELECT
+    entry.key AS agent,
+    entry.value ->> 'status' AS status,
+    entry.value ->> 'detail' AS detail,
+    last.since,
+    last.at AS updated_at,
+    coalesce(leases.expires_at > clock_timestamp(), false) AS live,
+    coalesce(leases.expires_at <= clock_timestamp(), false) AS stale,
+    leases.host,
+    leases.pid,
+    leases.process,
+    leases.acquired_at AS held_since
+FROM public.kv
+CROSS JOIN LATERAL jsonb_each(
+    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
+LEFT JOIN assistant.leases ON leases.agent = entry.key
+LEFT JOIN LATERAL (
+    SELECT since, at FROM assistant.board_events
+    WHERE board_events.agent = entry.key ORDER BY id DESC LIMIT 1
+) AS last ON true
+WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
+    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
+
+INSERT INTO assistant.migrations (version, name)
+VALUES (1, 'initial') ON CONFLICT DO NOTHING;
