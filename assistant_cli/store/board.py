@@ -162,6 +162,14 @@ def check_agent(agent: str) -> str:
     return agent
 
 
+def shorten_detail(detail: str) -> str:
+    """A detail cut to what an entry may hold."""
+    data = detail.encode("utf-8", "replace")
+    if len(data) <= MAX_DETAIL_BYTES:
+        return data.decode()
+    return data[: MAX_DETAIL_BYTES - 3].decode("utf-8", "ignore") + "…"
+
+
 def check_status(status: str) -> AgentStatus:
     """Check a status.
 

@@ -167,11 +167,6 @@ class KeyValues:
             parameters = {**key_range(prefix), "limit": limit}
             return await (await cursor.execute(_SQL["list"], parameters)).fetchall()
 
-    async def delete_expired(self) -> int:
-        """Delete up to 1,000 keys whose time is over; returns how many."""
-        async with self._database.connection() as connection:
-            return (await connection.execute(_SQL["delete_expired"])).rowcount
-
     def watch(
         self, key: str | None = None, *, prefix: str = "", poll: float = POLL_SECONDS
     ) -> AsyncGenerator[Entry | Deleted]:

@@ -60,11 +60,6 @@ RETURNING value::text AS text, revision;
 DELETE FROM public.kv WHERE key = ANY(%(keys)s)
 RETURNING CASE WHEN expires_at <= clock_timestamp() THEN NULL ELSE key END AS key;
 
--- name: delete_expired
-DELETE FROM public.kv WHERE key IN (
-    SELECT key FROM public.kv WHERE expires_at <= clock_timestamp() LIMIT 1000 FOR UPDATE SKIP LOCKED
-) AND expires_at <= clock_timestamp();
-
 -- name: list
 SELECT key, value::text AS text, revision, updated_at, expires_at
 FROM public.kv

@@ -42,7 +42,9 @@ async def open_database(
             always set up when it is new.
         say: told, as one line, what happens that the user did not ask for.
     """
-    database = Database(settings.database_url or await _embedded_dsn(settings, say))
+    if settings.embedded:
+        await _start_if_down(settings, say)
+    database = Database(configured_dsn(settings))
     try:
         version = await _version(database)
         if setup or (settings.embedded and version == 0):
@@ -59,15 +61,22 @@ async def _version(database: Database) -> int:
         return await schema_version(connection)
 
 
-async def _embedded_dsn(settings: Settings, say: Callable[[str], None]) -> str:
-    """The DSN of the embedded server, which is started only if nobody answers there."""
+def configured_dsn(settings: Settings) -> str:
+    """The connection string of the configured database, whether or not it is up."""
+    if settings.database_url is not None:
+        return settings.database_url
     from ..embedded_postgres import EmbeddedPostgres
 
-    server = EmbeddedPostgres(settings.home)
+    return EmbeddedPostgres(settings.home).dsn()
+
+
+async def _start_if_down(settings: Settings, say: Callable[[str], None]) -> None:
+    """Start the embedded server, but only if nobody answers there."""
     try:
-        connection = await Database(server.dsn()).connect()
+        connection = await Database(configured_dsn(settings)).connect()
     except (DatabaseUnreachableError, ConfigurationError):
-        await server.start(say)
+        from ..embedded_postgres import EmbeddedPostgres
+
+        await EmbeddedPostgres(settings.home).start(say)
     else:
         await connection.close()
-    return server.dsn()

@@ -23,12 +23,3 @@ WHERE (%(agents)s::text[] IS NULL OR agent = ANY(%(agents)s))
     AND (%(since)s::interval IS NULL OR at > clock_timestamp() - %(since)s)
 ORDER BY id DESC
 LIMIT %(limit)s;
-
--- name: delete_old_events
-DELETE FROM assistant.board_events WHERE id IN (
-    SELECT id FROM assistant.board_events AS old
-    WHERE at < clock_timestamp() - %(keep)s
-        AND EXISTS (SELECT FROM assistant.board_events AS newer
-            WHERE newer.agent = old.agent AND newer.id > old.id)
-    ORDER BY at LIMIT 1000
-);

@@ -34,7 +34,7 @@ async def begin(
 async def end(
     connection: Connection, turn: Turn, outcome: Outcome, error: str | None = None
 ) -> bool:
-    """Record how a turn ended; False where that is recorded already.
+    """Record how a turn ended; False where it has ended already, by an attempt before this.
 
     Raises:
         LeaseLostError: another process closed the turn as interrupted.
@@ -43,7 +43,7 @@ async def end(
     if (await connection.execute(_SQL["end"], parameters)).rowcount:
         return True
     row = await (await connection.execute(_SQL["outcome"], parameters)).fetchone()
-    if row is None or row[0] != outcome:
+    if row is None or (row[0] == "interrupted" and outcome != "interrupted"):
         raise LeaseLostError(f"turn {turn.id} was closed by another process")
     return False
 

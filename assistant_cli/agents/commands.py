@@ -1,0 +1,162 @@
+"""Commands in messages: `/remind 10m TEXT` and the like, obeyed the same under every model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ..clock import Clock
+from ..durations import parse_duration
+from ..messages import Message, Remember, Remind, Reply
+from ..store.database import Database
+from ..store.inbox import read_history
+from ..store.reminders import list_pending
+from ..store.status import get_snapshot
+
+_COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+_WHEN = re.compile(
+    r"(?P<date>\d{4}-\d\d-\d\d|tomorrow|today)?[T ]?\s*(?P<time>\d{1,2}:\d\d)\s+(?P<text>.+)",
+    re.DOTALL,
+)
+_MAX_HISTORY = 100
+
+_HELP = """\
+/status                    what the agents are doing
+/remember TEXT             keep a note
+/memory                    show the notes
+/remind 10m TEXT           say TEXT in ten minutes; also 14:30, tomorrow 9:00, 2026-12-24 18:00
+/reminders                 show what is still to come
+/history N                 show the last N messages of this conversation
+/help                      show this"""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A command as it was given."""
+
+    message: Message
+    argument: str
+    database: Database
+    clock: Clock
+
+    def reply(self, text: str, *effects: Remember | Remind) -> Reply:
+        return Reply([self.message], text, effects)
+
+
+def is_command(message: Message) -> bool:
+    """Whether a message is a command rather than text for the model."""
+    return _COMMAND.fullmatch(message.content.strip()) is not None
+
+
+async def obey(message: Message, database: Database, clock: Clock) -> Reply:
+    """Obey a command. What it changes comes as effects, kept together with the reply."""
+    match = _COMMAND.fullmatch(message.content.strip())
+    assert match is not None
+    call = _Call(message, (match[2] or "").strip(), database, clock)
+    command = _COMMANDS.get(match[1])
+    if command is None:
+        return call.reply(f"There is no command /{match[1]}; /help lists them.")
+    return await command(call)
+
+
+async def _status(call: _Call) -> Reply:
+    snapshot = await get_snapshot(call.database)
+    lines = [
+        f"{row.agent}: {row.status}" + (f" — {row.detail}" if row.detail else "")
+        for row in snapshot.agents
+    ]
+    waiting = snapshot.inbox.waiting
+    return call.reply("\n".join([*lines, f"messages waiting: {waiting}"]))
+
+
+async def _remember(call: _Call) -> Reply:
+    if not call.argument:
+        return call.reply("What shall I remember? /remember TEXT")
+    return call.reply("Remembered.", Remember(call.argument))
+
+
+async def _memory(call: _Call) -> Reply:
+    entries = await call.database.kv.list_entries("memory/")
+    lines = [
+        f"- {entry.value if isinstance(entry.value, str) else entry.text}" for entry in entries
+    ]
+    return call.reply("\n".join(lines) or "There are no notes yet; /remember TEXT keeps one.")
+
+
+async def _remind(call: _Call) -> Reply:
+    parsed = _parse_when(call.argument, call.clock.now())
+    if parsed is None:
+        return call.reply(
+            "I did not understand when. Write /remind 10m TEXT, /remind 14:30 TEXT, "
+            "/remind tomorrow 9:00 TEXT or /remind 2026-12-24 18:00 TEXT."
+        )
+    due_at, text = parsed
+    if due_at <= call.clock.now():
+        return call.reply(f"{_local(due_at)} is over already.")
+    return call.reply(f"I will remind you at {_local(due_at)}.", Remind(text, due_at))
+
+
+async def _reminders(call: _Call) -> Reply:
+    pending = await list_pending(call.database, call.message.conversation)
+    lines = [f"{_local(reminder.due_at)}  {reminder.content}" for reminder in pending]
+    return call.reply("\n".join(lines) or "There are no reminders to come.")
+
+
+async def _history(call: _Call) -> Reply:
+    if not re.fullmatch(r"\d{1,4}", call.argument or "10", re.ASCII):
+        return call.reply("How many messages? /history N")
+    limit = max(1, min(int(call.argument or "10"), _MAX_HISTORY))
+    messages = await read_history(call.database, call.message.conversation, limit + 1)
+    earlier = [message for message in messages if message.id != call.message.id][-limit:]
+    lines = [f"{_local(m.created_at)} {m.role}: {m.content}" for m in earlier]
+    return call.reply("\n".join(lines) or "Nothing was said before.")
+
+
+async def _help(call: _Call) -> Reply:
+    return call.reply(_HELP)
+
+
+_COMMANDS: dict[str, Callable[[_Call], Awaitable[Reply]]] = {
+    "status": _status,
+    "remember": _remember,
+    "memory": _memory,
+    "remind": _remind,
+    "reminders": _reminders,
+    "history": _history,
+    "help": _help,
+}
+
+
+def _parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
+    """The time and the text of a reminder; times of day are of the host's time zone."""
+    first, _, rest = argument.partition(" ")
+    try:
+        if rest.strip():
+            return now + parse_duration(first), rest.strip()
+    except ValueError:
+        pass
+    match = _WHEN.fullmatch(argument)
+    if match is None:
+        return None
+    try:
+        return _moment(match["date"], match["time"], now), match["text"].strip()
+    except ValueError:
+        return None
+
+
+def _moment(date: str | None, time: str, now: datetime) -> datetime:
+    local = now.astimezone()
+    hour, minute = map(int, time.split(":"))
+    day = datetime.fromisoformat(date).date() if date and date[0].isdigit() else local.date()
+    if date == "tomorrow":
+        day += timedelta(days=1)
+    naive = datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001 (made local below)
+    if date is None and naive.astimezone() <= local:
+        naive += timedelta(days=1)
+    return naive.astimezone()
+
+
+def _local(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")

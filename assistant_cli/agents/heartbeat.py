@@ -1,0 +1,124 @@
+"""The heartbeat agent: wakes on a timer, delivers what is due, speaks up when there is reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from ..messages import MAIN_CONVERSATION, Outcome, Turn
+from ..models import SILENCE, Prompt
+from ..store import heartbeat
+from . import HEARTBEAT
+from .loop import Finish, Host
+
+_PATIENCE = timedelta(minutes=15)
+"""How long a message may wait before the heartbeat mentions it."""
+
+_PROMPT = """\
+You are the heartbeat of a background assistant. It is {now}. The agents:
+{board}
+Messages from the user since your last heartbeat: {news}.
+If there is something the user should hear now, answer with just that.
+Otherwise answer exactly: {silence}"""
+
+
+class HeartbeatAgent:
+    """Ticks `interval` after the last tick, whoever made it; None means never.
+
+    Reminders are delivered when they are due, also between ticks and without any. A tick that
+    finds a user's message being answered is skipped. The model is asked only if the user said
+    something since the last tick.
+    """
+
+    name = HEARTBEAT
+
+    def __init__(
+        self, host: Host, interval: timedelta | None, is_busy: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._host = host
+        self._interval = interval
+        self._is_busy = is_busy
+        self._wake = asyncio.Event()
+        self._last_tick: datetime | None = None
+        self._next_tick: datetime | None = None
+
+    async def recover(self) -> None:
+        host = self._host
+        await heartbeat.recover(host.database, host.lease.token)
+        now = host.clock.now()
+        self._last_tick = await heartbeat.read_last_tick(host.database)
+        if self._interval is not None:
+            # An anchor in the future is a clock that was set back.
+            self._next_tick = min(self._last_tick, now) + self._interval if self._last_tick else now
+        await heartbeat.announce_next_tick(host.database, host.lease.token, self._next_tick)
+
+    async def claim(self) -> Turn | None:
+        host = self._host
+        self._wake.clear()
+        now = host.clock.now()
+        reminder = await heartbeat.next_reminder(host.database)
+        if reminder is not None and reminder <= now:
+            return await heartbeat.begin_delivery(host.database, host.lease.token)
+        if self._interval is None or self._next_tick is None or now < self._next_tick:
+            return None
+        following = now + self._interval
+        turn = await heartbeat.begin_tick(
+            host.database, host.lease.token, host.model.name, now, following
+        )
+        self._next_tick = following
+        return turn
+
+    def describe(self, turn: Turn) -> str:
+        return "delivering reminders" if turn.trigger == "reminder" else "reflecting"
+
+    async def execute(self, turn: Turn) -> Finish:
+        host = self._host
+        token = host.lease.token
+        if turn.trigger == "reminder":
+            now = host.clock.now()
+            return lambda: heartbeat.deliver_reminders(host.database, token, turn, now)
+        if self._is_busy():
+            return lambda: self._skip(turn)
+        since, self._last_tick = self._last_tick, host.clock.now()
+        thought = await self._reflect(turn, since)
+        return lambda: heartbeat.finish_tick(host.database, token, turn, thought, _PATIENCE)
+
+    async def _skip(self, turn: Turn) -> Outcome:
+        host = self._host
+        await heartbeat.end_without_result(
+            host.database, host.lease.token, turn, "skipped", "a message was being answered"
+        )
+        return "skipped"
+
+    async def _reflect(self, turn: Turn, since: datetime | None) -> str | None:
+        host = self._host
+        if not host.model.reflects:
+            return None
+        news = await heartbeat.count_news(host.database, since)
+        if not news:
+            return None
+        now = host.clock.now().astimezone().isoformat(" ", "minutes")
+        board = host.board.format()
+        text = _PROMPT.format(now=now, board=board, news=news, silence=SILENCE)
+        thought = (
+            await host.model.reply(Prompt(text, self.name, MAIN_CONVERSATION, turn.id))
+        ).strip()
+        return None if thought.lower() in {"", SILENCE} else thought
+
+    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        host = self._host
+        await heartbeat.end_without_result(host.database, host.lease.token, turn, outcome, error)
+
+    async def wait(self) -> bool:
+        """Wait for the next tick or reminder, or for news of one."""
+        reminder = await heartbeat.next_reminder(self._host.database)
+        times = [moment for moment in (self._next_tick, reminder) if moment is not None]
+        if self._host.until_idle:
+            return bool(times) and min(times) <= self._host.clock.now()
+        await self._host.clock.wait(self._wake, min(times, default=None))
+        return True
+
+    def wake(self) -> None:
+        """Look again at what is due."""
+        self._wake.set()

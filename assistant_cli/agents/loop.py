@@ -1,0 +1,188 @@
+"""The loop that every agent runs in: claim a turn, execute it, end it, wait.
+
+What an agent does stands on the board before it does it. A turn that is claimed is ended in
+the database whatever happens to it; while the database is away, the loop waits with what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from ..clock import Clock, SystemClock
+from ..durations import format_duration
+from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
+from ..messages import AgentStatus, Outcome, Turn
+from ..models import Model
+from ..store.board import StatusBoard
+from ..store.database import Database
+from ..store.inbox import RETRY_DELAY
+from ..store.leases import Lease
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Finish = Callable[[], Awaitable[Outcome]]
+
+_BACKOFF_SECONDS = (0.0, 0.1, 0.3, 1.0, 2.0, 5.0)
+_MAX_ERROR_CHARACTERS = 4_000
+_RELEASE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the process that hosts the agents gives them to work with.
+
+    Attributes:
+        stopping: set when no further turn may be claimed.
+        news: set when messages or reminders may have changed.
+        turn_timeout: the deadline of a turn.
+        retry_delay: the pause before a message is tried again.
+        until_idle: agents leave when they have nothing to do.
+    """
+
+    database: Database
+    board: StatusBoard
+    lease: Lease
+    model: Model
+    turn_timeout: timedelta = timedelta(minutes=10)
+    retry_delay: timedelta = RETRY_DELAY
+    until_idle: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Agent(Protocol):
+    """A named worker. All its database writes are made under the host's lease."""
+
+    name: str
+
+    async def recover(self) -> None:
+        """Close what an earlier holder left open."""
+
+    async def claim(self) -> Turn | None:
+        """The next turn, recorded as running; None where there is nothing to do."""
+
+    def describe(self, turn: Turn) -> str:
+        """What the board shows while the turn runs."""
+
+    async def execute(self, turn: Turn) -> Finish:
+        """The long part. No connection is held meanwhile, and nothing is kept yet.
+
+        Returns what keeps the result in one transaction; it may be called again after a
+        lost connection.
+        """
+
+    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        """End a turn that has no result."""
+
+    async def wait(self) -> bool:
+        """Wait until there may be work; False where none will come by itself."""
+
+
+async def run_agent(agent: Agent, host: Host) -> int:
+    """Run an agent until the host stops; returns how many of its turns failed.
+
+    Raises:
+        LeaseLostError: another process took the agent over.
+    """
+    await patiently(agent.recover)
+    failed = in_a_row = 0
+    while not host.stopping.is_set():
+        turn = await _claim(agent)
+        if turn is not None:
+            succeeded = await _run_turn(agent, host, turn)
+            failed += not succeeded
+            in_a_row = 0 if succeeded else in_a_row + 1
+            await asyncio.sleep(_backoff(in_a_row))
+        elif not await patiently(agent.wait) and host.until_idle:
+            break
+    return failed
+
+
+async def _claim(agent: Agent) -> Turn | None:
+    try:
+        return await agent.claim()
+    except DatabaseUnreachableError as error:
+        log.warning("%s: waiting for the database: %s", agent.name, error)
+        # The claim may have been committed all the same; then nobody executes that turn.
+        await patiently(agent.recover)
+        return None
+
+
+async def patiently(operation: Callable[[], Awaitable[T]]) -> T:
+    """Repeat an operation until the database answers; it must be safe to repeat."""
+    failures = 0
+    while True:
+        try:
+            return await operation()
+        except DatabaseUnreachableError as error:
+            if not failures:
+                log.warning("waiting for the database: %s", error)
+        failures += 1
+        await asyncio.sleep(_backoff(failures))
+
+
+def _backoff(failures: int) -> float:
+    """The seconds to pause after so many failures in a row."""
+    return _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+
+
+async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
+    started = asyncio.get_running_loop().time()
+    try:
+        await _show(agent, host, "running", agent.describe(turn))
+        outcome, error = await _execute(agent, host, turn)
+    except asyncio.CancelledError:
+        await _give_up(agent, turn)
+        raise
+    seconds = asyncio.get_running_loop().time() - started
+    taken = format_duration(timedelta(seconds=seconds))
+    log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
+    if error is None:
+        await _show(agent, host, "idle", None)
+        return True
+    await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}")
+    return False
+
+
+async def _give_up(agent: Agent, turn: Turn) -> None:
+    """Close a turn that is cancelled; what does not succeed here, the next holder does."""
+    try:
+        async with asyncio.timeout(_RELEASE_SECONDS):
+            await agent.fail(turn, "interrupted", "stopped before it was finished")
+    except (AssistantError, TimeoutError) as error:
+        log.warning("%s: turn %d is left open: %s", agent.name, turn.id, error)
+    else:
+        log.warning("%s: turn %d interrupted", agent.name, turn.id)
+
+
+async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | None]:
+    """Execute a turn and keep its result; returns its outcome, and why it failed."""
+    try:
+        async with asyncio.timeout(host.turn_timeout.total_seconds()):
+            finish = await agent.execute(turn)
+        return await patiently(finish), None
+    except LeaseLostError:
+        raise
+    except TimeoutError:
+        limit = format_duration(host.turn_timeout)
+        outcome: Outcome = "timed_out"
+        error = f"no result within the deadline of {limit}"
+    except AssistantError as problem:
+        outcome, error = "failed", str(problem)
+    except Exception as problem:
+        # A fault of ours must not end the process that holds the other agent as well.
+        log.exception("%s: turn %d met an unforeseen error", agent.name, turn.id)
+        outcome, error = "failed", f"unforeseen {type(problem).__name__}"
+    error = error[:_MAX_ERROR_CHARACTERS]
+    await patiently(lambda: agent.fail(turn, outcome, error))
+    return outcome, error
+
+
+async def _show(agent: Agent, host: Host, status: AgentStatus, detail: str | None) -> None:
+    await patiently(lambda: host.board.update(agent.name, {"status": status, "detail": detail}))

@@ -1,0 +1,170 @@
+"""The command `assistant`: its groups, and how every command ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import AssistantError
+from . import board, database, doctor, kv, kv_streams, output, run, send, session, status, track
+
+EPILOG = """\
+--database-url and --color may also stand behind a command, before any `--`.
+
+Exit codes:
+  0 done, yes                    65 bad data
+  2 usage                        66 input file missing
+  3 no such key, path or agent   69 database unreachable
+  4 stale: the holder is gone    77 not permitted
+  5 lost the race                78 configuration wrong
+  6 an agent or a turn failed    124 deadline passed
+  8 not yet                      130, 143, 141 interrupted, terminated, closed pipe
+
+Environment: ASSISTANT_DATABASE_URL, DATABASE_URL (your own Postgres; neither:
+an embedded one), ASSISTANT_HOME, ASSISTANT_MODEL, ASSISTANT_HEARTBEAT,
+ASSISTANT_TURN_TIMEOUT, NO_COLOR.
+
+Examples:
+  assistant run --model 'command:llm'
+  assistant send --wait 'what is on today?'
+  assistant status --watch
+  assistant kv get status_board heartbeat.status -r
+"""
+
+app = typer.Typer(
+    name="assistant",
+    help="A background assistant and its state, made for the shell.",
+    epilog="\n\n".join("\b\n" + part for part in EPILOG.split("\n\n")),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (run, status, board, track, send):
+    module.register(app)
+kv_streams.register(kv.app)
+app.add_typer(kv.app, name="kv")
+app.add_typer(database.app, name="db")
+doctor.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"assistant {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Your own Postgres. In the environment it stays out of the process list.",
+            show_envvar=False,
+        ),
+    ] = None,
+    color: Annotated[
+        str, typer.Option(metavar="auto|always|never", help="Color on stdout.")
+    ] = "auto",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Set up what all commands share."""
+    del version
+    if color not in {"auto", "always", "never"}:
+        raise typer.BadParameter("it is auto, always or never", param_hint="--color")
+    output.set_color(color)
+    session.configure(database_url)
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run_command_line(sys.argv[1:]))
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code. No traceback leaves from here."""
+    _prepare_streams()
+    try:
+        result = app(_global_options_first(arguments), prog_name="assistant", standalone_mode=False)
+        sys.stdout.flush()
+    except AssistantError as error:
+        code = error.exit_code
+        _report(str(error))
+    except BrokenPipeError:
+        code = 141
+        _silence_stdout()
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        code = _exit_code_of(error)
+    else:
+        code = result if isinstance(result, int) else 0
+    return code
+
+
+def _exit_code_of(error: Exception) -> int:
+    """Report what Typer refuses, or a fault of ours, in one line."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        context = getattr(error, "ctx", None)
+        help_of = f"; see `{context.command_path} --help`" if context else ""
+        message = format_message().rstrip(".")
+        if "\n" in message:
+            # A group without a command: the message is its help.
+            sys.stderr.write(f"{message}\n")
+        else:
+            _report(f"{message}{help_of}")
+        return int(getattr(error, "exit_code", 2))
+    if os.environ.get("ASSISTANT_DEBUG"):
+        raise error
+    _report(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where")
+    return 1
+
+
+def _report(message: str) -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+    output.tell(message)
+
+
+def _prepare_streams() -> None:
+    """Values are UTF-8 whatever the locale; a closed stream swallows what it gets."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+        else:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _silence_stdout() -> None:
+    """What is still buffered for a closed pipe must not fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _global_options_first(arguments: list[str]) -> list[str]:
+    """Let the options of all commands stand behind a command as well."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    moved: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments[:end])
+    for word in words:
+        if word in {"--database-url", "--color"}:
+            moved += [word, *[value for value in [next(words, None)] if value is not None]]
+        elif word.startswith(("--database-url=", "--color=")):
+            moved.append(word)
+        else:
+            rest.append(word)
+    return [*moved, *rest, *arguments[end:]]

@@ -1,0 +1,119 @@
+"""`assistant report` and `wait`: the board for scripts."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import AgentFailedError, DeadlinePassedError, StaleError, UsageError
+from .session import Agent, complete_agents, duration, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+    from ..store.status import AgentRow
+
+_STATES = ("idle", "running", "failed", "live", "stale", "stopped")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(report)
+    app.command()(wait)
+
+
+def report(
+    agent: Agent,
+    status: Annotated[str, typer.Argument(help="idle, running or failed.")],
+    detail: Annotated[str | None, typer.Argument(help="What it is doing.")] = None,
+) -> None:
+    """Put the status of an agent of your own on the board.
+
+    Refused with exit 5 while another process holds the agent.
+
+    \b
+    assistant report backup running 'copying /home'
+    """
+
+    async def write(database: Database) -> None:
+        from ..store.board import StatusBoard, check_agent, check_status
+        from ..store.leases import forget_dead_holder
+
+        check_status(status)
+        await forget_dead_holder(database, check_agent(agent))
+        await StatusBoard(database).update(agent, {"status": status, "detail": detail})
+
+    with_database(write)
+
+
+def wait(
+    agents: Annotated[list[str], typer.Argument(autocompletion=complete_agents)],
+    wanted: Annotated[
+        str, typer.Option("--for", metavar="STATE[,STATE]", help=f"One of {', '.join(_STATES)}.")
+    ],
+    fail_on: Annotated[
+        str | None,
+        typer.Option(metavar="STATE[,STATE]", help="Exit 6 (4 for stale) when one is seen."),
+    ] = None,
+    any_: Annotated[bool, typer.Option("--any", help="One of the agents is enough.")] = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
+    ] = "60s",
+) -> None:
+    """Wait until agents are in a state, also agents that are not on the board yet.
+
+    idle, running and failed count only while the process that said so is not known to be gone;
+    live: held by a process; stale: its process is gone; stopped: held by nobody.
+
+    \b
+    assistant wait heartbeat --for idle --fail-on failed --timeout 5m
+    """
+    targets, failures = _states(wanted, "--for"), _states(fail_on or "", "--fail-on")
+    limit = duration(timeout)
+
+    async def follow(database: Database) -> None:
+        from ..store.status import follow_snapshots
+
+        async with aclosing(follow_snapshots(database)) as snapshots:
+            async for snapshot in snapshots:
+                rows = [snapshot.find(agent) for agent in agents]
+                _refuse(agents, rows, failures)
+                reached = [_matches(row, targets) for row in rows]
+                if any(reached) if any_ else all(reached):
+                    return
+
+    try:
+        with_database(follow, timeout=limit)
+    except DeadlinePassedError:
+        what = f"{', '.join(agents)} {'is' if len(agents) == 1 else 'are'} not {wanted}"
+        raise DeadlinePassedError(f"{what} within {timeout}") from None
+
+
+def _states(text: str, option: str) -> set[str]:
+    states = {part.strip() for part in text.split(",") if part.strip()}
+    unknown = sorted(states - set(_STATES))
+    if unknown or (not states and option == "--for"):
+        raise UsageError(f"{option} takes states of {', '.join(_STATES)}")
+    return states
+
+
+def _refuse(agents: list[str], rows: list[AgentRow | None], failures: set[str]) -> None:
+    for agent, row in zip(agents, rows, strict=True):
+        if row is not None and _matches(row, failures):
+            what = "is stale" if row.stale else f"is {row.status}"
+            detail = f": {row.detail}" if row.detail else ""
+            kind = StaleError if row.stale else AgentFailedError
+            raise kind(f"{agent} {what}{detail}")
+
+
+def _matches(row: AgentRow | None, states: set[str]) -> bool:
+    if row is None:
+        return "stopped" in states
+    facts = {
+        "live": row.live,
+        "stale": row.stale,
+        "stopped": not row.live and not row.stale,
+        str(row.status): not row.stale,
+    }
+    return any(facts.get(state, False) for state in states)

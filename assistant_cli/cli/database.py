@@ -1,0 +1,123 @@
+"""`assistant db`: the database itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import ConfigurationError, NotFoundError
+from . import output
+from .session import JsonOption, settings, with_database
+
+if TYPE_CHECKING:
+    from ..embedded_postgres import EmbeddedPostgres
+    from ..store.database import Database
+
+app = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def start() -> None:
+    """Start the embedded Postgres; every command that needs it does so as well."""
+
+    async def nothing(_: Database) -> None:
+        return None
+
+    _embedded()
+    with_database(nothing)
+
+
+@app.command()
+def stop() -> None:
+    """Stop the embedded Postgres; exit 3 if it was not running."""
+    if not asyncio.run(_embedded().stop()):
+        raise NotFoundError("the embedded Postgres was not running")
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show which database is used and whether it answers; start nothing. Exit 69 if not."""
+    from ..diagnosis import describe_database
+
+    facts = asyncio.run(describe_database(settings()))
+    if as_json:
+        output.print_document({"schema": 1, **facts.to_json()})
+    else:
+        for name, value in facts.to_json().items():
+            output.print_row(name, value)
+    if facts.problem is not None:
+        raise facts.problem
+
+
+@app.command()
+def url() -> None:
+    """Print the connection string, without its password.
+
+    \b
+    psql "$(assistant db url)"
+    """
+    from ..store.database import redact_dsn
+    from ..store.opening import configured_dsn
+
+    output.print_data(redact_dsn(configured_dsn(settings())))
+
+
+@app.command()
+def migrate() -> None:
+    """Set up the database for this program, or bring it up to date."""
+
+    async def version(database: Database) -> int:
+        from ..store.migrations import schema_version
+
+        async with database.connection() as connection:
+            return await schema_version(connection)
+
+    output.tell(f"the database is at version {with_database(version, setup=True)}")
+
+
+@app.command()
+def shell() -> None:
+    """Open psql on the database."""
+
+    async def nothing(_: Database) -> None:
+        return None
+
+    from ..store.database import parse_dsn, redact_dsn
+    from ..store.opening import configured_dsn
+
+    if settings().embedded:
+        with_database(nothing)
+    dsn = configured_dsn(settings())
+    # In the environment, the password stays out of the process list.
+    password = parse_dsn(dsn).get("password")
+    environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
+    program = _find_psql()
+    os.execve(program, ["psql", redact_dsn(dsn)], environment)  # noqa: S606
+
+
+def _find_psql() -> str:
+    found = shutil.which("psql")
+    if found is None:
+        from ..server_process import find_programs
+
+        bundled = find_programs() / "psql"
+        found = str(bundled) if bundled.exists() else None
+    if found is None:
+        raise ConfigurationError("there is no psql; install PostgreSQL's client programs")
+    return found
+
+
+def _embedded() -> EmbeddedPostgres:
+    from ..embedded_postgres import EmbeddedPostgres
+
+    configured = settings()
+    if not configured.embedded:
+        raise ConfigurationError(
+            f"{configured.database_source} names a database of your own; "
+            "this program starts and stops only its embedded one"
+        )
+    return EmbeddedPostgres(configured.home)

@@ -1,0 +1,54 @@
+"""`assistant doctor`: what is configured, reachable and set up, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import typer
+
+from . import output
+from .session import JsonOption, settings
+
+if TYPE_CHECKING:
+    from ..diagnosis import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Check everything a run needs; start and change nothing.
+
+    A line a check: ok or problem, the check, what was found, and what to do. Exits with the
+    code of the first problem.
+    """
+    findings = asyncio.run(_diagnose())
+    if as_json:
+        output.print_document({"schema": 1, "checks": [_describe(f) for f in findings]})
+    else:
+        for finding in findings:
+            problem = finding.problem
+            state = "ok" if problem is None else "problem"
+            output.print_row(state, finding.check, finding.result, *([problem] if problem else []))
+    problems = [finding.problem for finding in findings if finding.problem is not None]
+    if problems:
+        raise typer.Exit(problems[0].exit_code)
+
+
+async def _diagnose() -> list[Finding]:
+    from ..diagnosis import diagnose
+
+    return [finding async for finding in diagnose(settings())]
+
+
+def _describe(finding: Finding) -> dict[str, str | bool | None]:
+    problem = finding.problem
+    return {
+        "check": finding.check,
+        "ok": problem is None,
+        "result": finding.result,
+        "problem": None if problem is None else str(problem),
+    }

@@ -1,0 +1,265 @@
+"""`assistant kv`: single keys."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ..errors import BadDataError, NotFoundError, UsageError
+from . import output
+from .session import JsonOption, Key, complete_keys, duration, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+    from ..store.watch import Entry
+
+app = typer.Typer(
+    help="Durable JSON values that any program can read and write.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
+
+
+class NegativeNumbers(TyperCommand):
+    """A command to which `-5` is a value and `--bogus` still no option."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        process = parser._process_opts
+
+        def process_options(word: str, state: Any) -> None:
+            if _NEGATIVE_NUMBER.fullmatch(word):
+                state.largs.append(word)
+            else:
+                process(word, state)
+
+        parser._process_opts = process_options  # type: ignore[method-assign, assignment]
+        return parser
+
+
+@app.command()
+def get(
+    key: Key,
+    path: Annotated[
+        str | None,
+        typer.Argument(help="A SQL/JSON path; heartbeat.status is short for $.heartbeat.status."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", "-r", help="Print text without quotes.")] = False,
+    default: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Print this where there is no such value.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print key, value, revision and times as one document.")
+    ] = False,
+) -> None:
+    """Print a value as stored, digit for digit; exit 3 where there is none.
+
+    \b
+    assistant kv get status_board heartbeat.status -r
+    """
+    if as_json and (path or raw):
+        raise UsageError("--json prints the whole entry; leave out PATH and --raw")
+    if default is not None:
+        from ..json_values import check_json
+
+        check_json(default)
+    if as_json:
+        return _get_entry(key, default)
+    # Raw text needs the plain form of each value, to tell text from anything else.
+    pretty = output.stdout_is_terminal() and not raw
+    texts = with_database(lambda database: database.kv.get_text(key, path, pretty=pretty))
+    if not texts and default is None:
+        where = f" at {path}" if path else ""
+        raise NotFoundError(f"there is no value of {key!r}{where}")
+    for text in texts or [default or ""]:
+        _print_value(text, raw)
+    return None
+
+
+def _get_entry(key: str, default: str | None) -> None:
+    entry = with_database(lambda database: database.kv.get_entry(key))
+    if entry is None and default is None:
+        raise NotFoundError(f"there is no key {key!r}")
+    output.print_json_text(describe_entry(entry) if entry else default or "")
+
+
+def _print_value(text: str, raw: bool) -> None:
+    if raw and text.startswith('"'):
+        from ..json_values import load_json
+
+        output.print_data(load_json(text))
+    else:
+        output.print_json_text(text)
+
+
+def describe_entry(entry: Entry) -> str:
+    """An entry as one JSON document, its value digit for digit."""
+    import json
+
+    fields = json.dumps(
+        {
+            "revision": entry.revision,
+            "updated_at": output.iso(entry.updated_at),
+            "expires_at": output.iso(entry.expires_at),
+        }
+    )
+    return f'{{"key": {json.dumps(entry.key)}, "value": {entry.text}, {fields[1:]}'
+
+
+@app.command(name="set", cls=NegativeNumbers)
+def set_(
+    key: Key,
+    value: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VALUE|-|@FILE]",
+            help="Strict JSON; - or nothing: from stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    string: Annotated[bool, typer.Option("--string", help="VALUE is text, not JSON.")] = False,
+    create: Annotated[bool, typer.Option("--create", help="Only if the key is missing.")] = False,
+    if_revision: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only if the key has revision N (0: is missing)."),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Apply VALUE as a JSON Merge Patch (RFC 7396).")
+    ] = False,
+    ttl: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="The key expires after 90s, 30m, 2h.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the key and its new revision.")
+    ] = False,
+) -> None:
+    """Store a value; exit 5 where --create or --if-revision lose.
+
+    \b
+    assistant kv set greeting '{"hello": "world"}'
+    date | assistant kv set today --string
+    """
+    if create and (merge or if_revision is not None):
+        raise UsageError("--create goes with neither --merge nor --if-revision")
+    text = _read_value(value, string)
+    expiry = duration(ttl) if ttl is not None else None
+    revision = with_database(
+        lambda database: database.kv.set_text(
+            key, text, create=create, merge=merge, if_revision=if_revision, ttl=expiry
+        )
+    )
+    if as_json:
+        output.print_document({"key": key, "revision": revision})
+
+
+def _read_value(value: str | None, string: bool) -> str:
+    from ..json_values import check_json, dump_json
+
+    if value is None and sys.stdin.isatty():
+        raise UsageError("VALUE is missing; give it, or - for stdin, or @FILE")
+    if value is None or value == "-":
+        value = read_stdin()
+    elif value.startswith("@"):
+        value = _read_file(value[1:])
+    if string:
+        # The newline that ends a line in the shell is not part of the text.
+        return dump_json(value.removesuffix("\n"))
+    try:
+        check_json(value)
+    except BadDataError as error:
+        raise BadDataError(f"the value is {error}; for text, use --string") from None
+    return value
+
+
+def read_stdin() -> str:
+    """All of stdin as UTF-8.
+
+    Raises:
+        BadDataError: it is not UTF-8.
+    """
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def _read_file(name: str) -> str:
+    from pathlib import Path
+
+    from ..errors import InputMissingError
+
+    try:
+        return Path(name).read_bytes().decode()
+    except OSError as error:
+        raise InputMissingError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadDataError(f"{name} is not UTF-8") from None
+
+
+@app.command()
+def rm(
+    keys: Annotated[list[str], typer.Argument(autocompletion=complete_keys, help="The keys.")],
+) -> None:
+    """Delete keys, all or none; exit 3 where one is missing."""
+    with_database(lambda database: database.kv.delete(*keys))
+
+
+@app.command()
+def exists(key: Key) -> None:
+    """Exit 0 if the key exists, 3 if not; print nothing."""
+    if with_database(lambda database: database.kv.get_entry(key)) is None:
+        raise typer.Exit(NotFoundError.exit_code)
+
+
+@app.command(cls=NegativeNumbers)
+def incr(
+    key: Key,
+    by: Annotated[str, typer.Argument(help="A decimal number, also negative.")] = "1",
+) -> None:
+    """Add to a number, exactly and atomically, and print the sum; a missing key counts as 0."""
+    output.print_data(with_database(lambda database: database.kv.increment(key, by)))
+
+
+@app.command()
+def ls(
+    prefix: Annotated[
+        str, typer.Argument(autocompletion=complete_keys, help="Only keys that start with this.")
+    ] = "",
+    values: Annotated[bool, typer.Option("--values", help="Print KEY, tab, value.")] = False,
+    long: Annotated[
+        bool,
+        typer.Option("--long", "-l", help="Print key, revision, update and expiry time, value."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many keys.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List keys in byte order, one a line."""
+    if values + long + as_json > 1:
+        raise UsageError("use one of --values, --long and --json")
+    if not (values or long or as_json):
+        for key in with_database(lambda database: database.kv.list_keys(prefix, limit)):
+            output.print_row(key)
+        return
+
+    async def entries(database: Database) -> list[Entry]:
+        return await database.kv.list_entries(prefix, limit)
+
+    _print_entries(with_database(entries), long, as_json)
+
+
+def _print_entries(entries: list[Entry], long: bool, as_json: bool) -> None:
+    if as_json:
+        output.print_json_text(f"[{', '.join(map(describe_entry, entries))}]")
+        return
+    for entry in entries:
+        text = output.show_json(entry.text) if output.stdout_is_terminal() else entry.text
+        times = (output.iso(entry.updated_at), output.iso(entry.expires_at) or "-")
+        head = (entry.key, entry.revision, *times) if long else (entry.key,)
+        cells = "\t".join(output.show_line(str(cell)) for cell in head)
+        sys.stdout.write(f"{cells}\t{text}\n")

@@ -1,0 +1,104 @@
+"""What commands print: data on stdout, everything else on stderr.
+
+What comes from the database is data. On a terminal, what would steer it (control characters,
+escapes, bidi overrides) is shown instead of sent; in a pipe, JSON goes out as it is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+# C0 and C1 controls, DEL, zero-width and bidi formatting, line separators, tags, half surrogates.
+_UNSAFE = (
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+)
+_STEERING = re.compile(f"[{_UNSAFE}]")
+_STEERING_IN_LINE = re.compile(f"[\t\n{_UNSAFE}]")
+
+_color = "auto"
+
+
+def set_color(choice: str) -> None:
+    """Set `--color`: `auto`, `always` or `never`."""
+    global _color  # noqa: PLW0603 (an option of the whole process, set once)
+    _color = choice
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person reads stdout."""
+    return sys.stdout.isatty()
+
+
+def use_color() -> bool:
+    """Whether to color stdout: as `--color` says, else on a terminal without NO_COLOR."""
+    if _color != "auto":
+        return _color == "always"
+    return (
+        stdout_is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
+
+
+def show_line(text: str) -> str:
+    """Text for one line of a terminal: what would steer it is written out, such as `\\x1b`."""
+    return _STEERING_IN_LINE.sub(_write_out, text)
+
+
+def show_text(text: str) -> str:
+    """Text for a terminal, with its own lines and tabs."""
+    return _STEERING.sub(_write_out, text)
+
+
+def show_json(text: str) -> str:
+    """JSON text for a terminal: still JSON, with what would steer it as `\\u001b`."""
+    return _STEERING.sub(lambda match: json.dumps(match[0])[1:-1], text)
+
+
+def _write_out(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def print_data(text: str) -> None:
+    """Write data and a newline to stdout, escaped only where a person would read it."""
+    sys.stdout.write((show_text(text) if stdout_is_terminal() else text) + "\n")
+
+
+def print_json_text(text: str) -> None:
+    """Write JSON text and a newline to stdout."""
+    sys.stdout.write((show_json(text) if stdout_is_terminal() else text) + "\n")
+
+
+def print_document(document: Any) -> None:
+    """Write one JSON document on one line to stdout, all ASCII."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def print_row(*cells: object) -> None:
+    """Write one row of tab-separated cells to stdout."""
+    sys.stdout.write("\t".join("" if c is None else show_line(str(c)) for c in cells) + "\n")
+
+
+def tell(text: str) -> None:
+    """Write a line for people to stderr."""
+    sys.stderr.write(f"assistant: {show_line(text)}\n")
+    sys.stderr.flush()
+
+
+def iso(moment: datetime | None) -> str | None:
+    """A time as documents carry it: UTC, such as `2026-11-23T10:00:00Z`."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ago(moment: datetime | None, now: datetime) -> str:
+    """How long ago a time was, short."""
+    from ..durations import format_duration
+
+    return "-" if moment is None else format_duration(max(timedelta(0), now - moment))

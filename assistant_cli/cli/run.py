@@ -1,0 +1,115 @@
+"""`assistant run`: host the agents."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from . import output
+from .session import duration, settings, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+
+_AGENTS = ("conversation", "heartbeat")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(run)
+
+
+def run(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Host only this agent; may be given twice."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="offline, or command:CMD. [env: ASSISTANT_MODEL; default: offline]",
+        ),
+    ] = None,
+    heartbeat: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION|off",
+            help="Time between heartbeats. [env: ASSISTANT_HEARTBEAT; default: 30m]",
+        ),
+    ] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="Wait while another process runs, then take over.")
+    ] = False,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="Leave when nothing is left to do.")
+    ] = False,
+    drain: Annotated[
+        str, typer.Option(metavar="DURATION", help="Time for a turn to finish after a signal.")
+    ] = "20s",
+) -> None:
+    """Host the conversation and the heartbeat agent until a signal.
+
+    The first SIGINT or SIGTERM stops taking work and lets a running turn finish; the second
+    stops at once. Exit 5 if another process runs already.
+
+    \b
+    assistant run --model 'command:llm -m gpt-5'
+    """
+    from ..models import get_model
+    from ..runtime import RunOptions
+    from ..runtime import run as host_agents
+
+    configured = settings()
+    options = RunOptions(
+        agents=_agents(agent or []),
+        heartbeat=_interval(configured.heartbeat if heartbeat is None else heartbeat),
+        standby=standby,
+        until_idle=until_idle,
+        drain=duration(drain),
+        turn_timeout=duration(configured.turn_timeout),
+    )
+    chosen = get_model(configured.model if model is None else model, configured.database_url)
+    _log_to_stderr()
+
+    async def host(database: Database) -> None:
+        await host_agents(database, chosen, options)
+
+    with_database(host, setup=True)
+
+
+def _agents(names: list[str]) -> tuple[str, ...]:
+    unknown = sorted(set(names) - set(_AGENTS))
+    if unknown:
+        raise UsageError(f"there is no agent {unknown[0]!r}; the agents are {', '.join(_AGENTS)}")
+    return tuple(name for name in _AGENTS if not names or name in names)
+
+
+def _interval(text: str) -> timedelta | None:
+    if text == "off":
+        return None
+    interval = duration(text)
+    if interval < timedelta(seconds=1):
+        raise UsageError(f"a heartbeat every {text} is too often; one second is the least")
+    return interval
+
+
+def _log_to_stderr() -> None:
+    import time
+
+    class OneLine(logging.Formatter):
+        converter = staticmethod(time.gmtime)
+
+        def format(self, record: logging.LogRecord) -> str:
+            head, newline, trace = super().format(record).partition("\nTraceback")
+            return output.show_line(head) + newline + output.show_text(trace)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,0 +1,94 @@
+"""`assistant send`: say something to the assistant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from ..errors import DeadlinePassedError, UsageError
+from ..messages import MAIN_CONVERSATION
+from . import output
+from .session import duration, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(send)
+
+
+def send(
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT|-", help="The message; - or nothing: from stdin.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Print the reply.")] = False,
+    timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="With --wait: exit 124 after this time.")
+    ] = "10m",
+    external_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="KEY", help="Your name for it: sent again, it is kept once."),
+    ] = None,
+    conversation: Annotated[
+        str, typer.Option("--conversation", "-c", help="The conversation.")
+    ] = MAIN_CONVERSATION,
+) -> None:
+    """Send a message: exit 0 once it is committed, and print its id; with --wait, the reply.
+
+    \b
+    assistant send --wait 'what is on today?'
+    git log -1 | assistant send - --conversation work
+    """
+    limit = duration(timeout)
+    content = text
+    if content is None or content == "-":
+        content = _read_message(content)
+
+    async def put(database: Database) -> UUID:
+        from ..store.inbox import put_message
+
+        return await put_message(
+            database, content, conversation=conversation, external_id=external_id
+        )
+
+    if not wait:
+        output.print_data(str(with_database(put)))
+        return
+    output.print_data(_send_and_wait(put, limit, timeout))
+
+
+def _read_message(text: str | None) -> str:
+    from .kv import read_stdin
+
+    if text is None and sys.stdin.isatty():
+        raise UsageError("TEXT is missing; give it, or - for stdin")
+    return read_stdin().removesuffix("\n")
+
+
+def _send_and_wait(
+    put: Callable[[Database], Awaitable[UUID]], limit: timedelta, timeout: str
+) -> str:
+    message: list[UUID] = []
+
+    async def work(database: Database) -> str:
+        from ..store.inbox import wait_for_reply
+        from ..store.status import get_snapshot
+
+        message.append(await put(database))
+        row = (await get_snapshot(database)).find("conversation")
+        if row is None or not row.live:
+            output.tell("no conversation agent is running; the message is kept until one does")
+        return await wait_for_reply(database, message[0])
+
+    try:
+        return with_database(work, timeout=limit)
+    except DeadlinePassedError:
+        kept = f"message {message[0]} is kept" if message else "nothing was sent"
+        raise DeadlinePassedError(f"no reply within {timeout}; {kept}") from None

@@ -1,0 +1,161 @@
+"""The board as a table on a terminal, drawn with Rich."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from . import output
+from .status import state_of
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+    from ..store.status import AgentRow, Snapshot, Transition
+
+_STYLES = {"idle": "green", "running": "cyan", "failed": "bold red"}
+_STATE_STYLES = {"live": "green", "stale": "bold red", "-": "dim"}
+_SILENCE_SECONDS = 3.0
+
+
+def console() -> Console:
+    """A console for stdout, colored as the user wishes; its width is the terminal's."""
+    return Console(
+        file=sys.stdout,
+        no_color=not output.use_color(),
+        force_terminal=True if output.use_color() else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def print_table(snapshot: Snapshot, rows: list[AgentRow]) -> None:
+    """Print the board once."""
+    console().print(draw(snapshot, rows, snapshot.now))
+
+
+def draw(snapshot: Snapshot, rows: list[AgentRow], now: datetime) -> Group:
+    """The board as of `now`, which may be later than the snapshot."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("AGENT", "STATUS", "DETAIL", "SINCE", "PROCESS"):
+        table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells(row, now))
+    return Group(table, _footer(snapshot, now))
+
+
+def _cells(row: AgentRow, now: datetime) -> list[Text]:
+    state = state_of(row)
+    holder = f" {row.host} {row.pid}" if row.host and state != "-" else ""
+    status = row.status or "?"
+    return [
+        _safe(row.agent, "bold"),
+        _safe(status, "dim" if row.stale else _STYLES.get(status, "")),
+        _safe(row.detail or ""),
+        _safe(output.ago(row.since, now)),
+        _safe(state, _STATE_STYLES[state]) + _safe(holder, "dim"),
+    ]
+
+
+def _footer(snapshot: Snapshot, now: datetime) -> Text:
+    inbox = snapshot.inbox
+    parts = [f"{inbox.waiting + inbox.working} waiting"]
+    if inbox.oldest_seconds is not None:
+        oldest = snapshot.now - timedelta(seconds=inbox.oldest_seconds)
+        parts[0] += f" (oldest {output.ago(oldest, now)})"
+    if inbox.failed:
+        parts.append(f"{inbox.failed} failed")
+    heartbeat = snapshot.find("heartbeat")
+    alive = heartbeat is not None and heartbeat.live
+    last = _time_of(snapshot.last_tick_at)
+    parts.append(f"last heartbeat {output.ago(last, now)} ago" if last else "no heartbeat yet")
+    upcoming = _time_of(snapshot.next_tick_at)
+    if alive and upcoming:
+        parts.append(f"next in {output.ago(now, max(upcoming, now))}")
+    elif alive and snapshot.next_tick_at == "off":
+        parts.append("no next one: off")
+    return _safe("messages: " + " · ".join(parts), "dim")
+
+
+def _time_of(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return moment if moment and moment.tzinfo else None
+
+
+async def watch_table(database: Database, names: list[str]) -> None:
+    """Redraw the board in place, once a second and at every change."""
+    from ..store.status import follow_snapshots
+
+    screen = _Screen(names)
+    with Live(console=console(), auto_refresh=False, transient=False) as live:
+        redrawing = asyncio.create_task(screen.redraw_regularly(live))
+        try:
+            async with aclosing(follow_snapshots(database)) as snapshots:
+                async for snapshot in snapshots:
+                    screen.show(live, snapshot)
+        finally:
+            redrawing.cancel()
+
+
+class _Screen:
+    """The last snapshot and how long ago it came: an old one is marked as such."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._snapshot: Snapshot | None = None
+        self._received = 0.0
+
+    def show(self, live: Live, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._received = asyncio.get_running_loop().time()
+        self._draw(live)
+
+    async def redraw_regularly(self, live: Live) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self._draw(live)
+
+    def _draw(self, live: Live) -> None:
+        if self._snapshot is None:
+            return
+        silent = asyncio.get_running_loop().time() - self._received
+        rows = [r for r in self._snapshot.agents if not self._names or r.agent in self._names]
+        board = draw(self._snapshot, rows, self._snapshot.now + timedelta(seconds=silent))
+        if silent > _SILENCE_SECONDS:
+            warning = f"the database has not answered for {silent:.0f}s; this is what it said last"
+            board = Group(board, _safe(warning, "bold red"))
+        live.update(board, refresh=True)
+
+
+def print_history(events: list[Transition]) -> None:
+    """Print transitions, oldest first, in local time."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("TIME", "AGENT", "STATUS", "DETAIL"):
+        table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
+    for event in events:
+        time = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        status = event.status or "?"
+        table.add_row(
+            _safe(time, "dim"),
+            _safe(event.agent, "bold"),
+            _safe(status, _STYLES.get(status, "")),
+            _safe(event.detail or ""),
+        )
+    console().print(table)
+
+
+def _safe(text: str, style: str = "") -> Text:
+    """What comes from the database, as text that steers neither the terminal nor Rich."""
+    return Text(output.show_line(text), style=style)

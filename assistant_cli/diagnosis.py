@@ -1,0 +1,122 @@
+"""What is configured, reachable and set up: read, never changed, never started."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import AssistantError, DatabaseUnreachableError
+from .models import get_model
+from .settings import Settings
+from .store import health
+from .store.database import Database, redact_dsn
+from .store.migrations import LATEST_VERSION, check_version
+from .store.opening import configured_dsn
+
+
+@dataclass(frozen=True)
+class DatabaseFacts:
+    """The database as found; `problem` is why it cannot be used."""
+
+    source: str
+    url: str | None
+    server: str | None = None
+    schema_version: int | None = None
+    problem: AssistantError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "url": self.url,
+            "reachable": self.server is not None,
+            "server": self.server,
+            "schema_version": self.schema_version,
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: `problem` says what is wrong and what to do."""
+
+    check: str
+    result: str
+    problem: AssistantError | None = None
+
+
+async def describe_database(settings: Settings) -> DatabaseFacts:
+    """Look at the configured database as it is."""
+    url = None
+    try:
+        dsn = configured_dsn(settings)
+        url = redact_dsn(dsn)
+        database = Database(dsn)
+        try:
+            server, version = await health.read_versions(database)
+        finally:
+            await database.close()
+    except AssistantError as error:
+        return DatabaseFacts(settings.database_source, url, problem=_advise(settings, error))
+    problem = _version_problem(version)
+    return DatabaseFacts(settings.database_source, url, server, version, problem)
+
+
+async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
+    """Check everything a run needs, one finding after the other."""
+    yield Finding("home", str(settings.home))
+    yield _model(settings)
+    facts = await describe_database(settings)
+    yield Finding("database", f"{facts.source}: {facts.url}")
+    if facts.server is None:
+        yield Finding("server", "does not answer", facts.problem)
+        return
+    yield Finding("server", f"PostgreSQL {facts.server}")
+    known = f"version {facts.schema_version} of {LATEST_VERSION}"
+    yield Finding("schema", known, facts.problem)
+    if facts.problem is None:
+        async for finding in _look_inside(settings):
+            yield finding
+
+
+async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
+    database = Database(configured_dsn(settings))
+    try:
+        missing = await health.find_missing_triggers(database)
+        problem = None
+        if missing:
+            problem = AssistantError(f"triggers are missing: {', '.join(missing)}")
+        yield Finding("kv triggers", "in place" if not missing else "incomplete", problem)
+        works = await health.notifications_arrive(database)
+        yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
+        usage = await health.notification_queue_usage(database)
+        yield Finding("notification queue", f"{usage:.0%} full")
+        for holder in await health.list_holders(database):
+            state = "live" if holder.live and not holder.gone else "stale"
+            yield Finding(f"holder of {holder.agent}", f"{state}: {holder}")
+    except AssistantError as error:
+        yield Finding("database", "failed", error)
+    finally:
+        await database.close()
+
+
+def _model(settings: Settings) -> Finding:
+    try:
+        return Finding("model", get_model(settings.model).name)
+    except AssistantError as error:
+        return Finding("model", settings.model, error)
+
+
+def _advise(settings: Settings, error: AssistantError) -> AssistantError:
+    if settings.embedded and isinstance(error, DatabaseUnreachableError):
+        return DatabaseUnreachableError(
+            "the embedded Postgres is not running; the next command that needs it starts it"
+        )
+    return error
+
+
+def _version_problem(version: int) -> AssistantError | None:
+    try:
+        check_version(version)
+    except AssistantError as error:
+        return error
+    return None

@@ -1,0 +1,311 @@
+"""The composition root: settings in, agents running out, everything in one task group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import psycopg
+
+from .agents import AGENTS, CONVERSATION, HEARTBEAT
+from .agents.conversation import ConversationAgent
+from .agents.heartbeat import HeartbeatAgent
+from .agents.loop import Host, run_agent
+from .clock import Clock, SystemClock
+from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
+from .models import Model
+from .store import inbox, leases, reminders
+from .store.board import StatusBoard, create_status_board
+from .store.database import Connection, Database
+from .store.follow import Hints, follow
+from .store.leases import Lease
+from .store.retention import prune
+
+log = logging.getLogger(__name__)
+
+HostedAgent = ConversationAgent | HeartbeatAgent
+
+_RENEWAL_PATIENCE_SECONDS = 5.0
+_RENEWAL_RETRY_SECONDS = 0.5
+_LAST_WRITES_SECONDS = 5.0
+_STANDBY_POLL_SECONDS = 2.0
+_PRUNE_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How `run` hosts the agents.
+
+    Attributes:
+        agents: which of them.
+        heartbeat: the time between two heartbeats; None means none.
+        standby: wait while another process holds them, then take over.
+        until_idle: leave when nothing is left to do.
+        drain: how long a turn may take to finish after the first signal.
+        turn_timeout: the deadline of a turn.
+        retry_delay: the pause before a message is tried again.
+    """
+
+    agents: Sequence[str] = AGENTS
+    heartbeat: timedelta | None = timedelta(minutes=30)
+    standby: bool = False
+    until_idle: bool = False
+    drain: timedelta = timedelta(seconds=20)
+    turn_timeout: timedelta = timedelta(minutes=10)
+    retry_delay: timedelta = inbox.RETRY_DELAY
+
+
+class StoppedError(AssistantError):
+    """A second signal ended the process without draining."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped at once, on a second signal")
+        self.exit_code = 128 + signal_number
+
+
+async def run(
+    database: Database, model: Model, options: RunOptions, clock: Clock | None = None
+) -> None:
+    """Host the agents until a signal, or until idle.
+
+    The first SIGINT or SIGTERM lets running turns finish within the drain; the second does not.
+
+    Raises:
+        ConflictError: another process holds one of the agents.
+        LeaseLostError: another process took them over while they ran.
+        AgentFailedError: with `until_idle`, a turn failed.
+        StoppedError: there was a second signal.
+    """
+    stopping = asyncio.Event()
+    with _signals(stopping) as received:
+        try:
+            lease = await _acquire(database, options, stopping)
+            if lease is not None:
+                await _hold(database, model, options, lease, clock or SystemClock(), stopping)
+        except asyncio.CancelledError:
+            if len(received) < 2:
+                raise
+            raise StoppedError(received[-1]) from None
+
+
+@contextmanager
+def _signals(stopping: asyncio.Event) -> Iterator[list[int]]:
+    """Set the event at the first signal and cancel the caller at the second."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    received: list[int] = []
+
+    def handle(number: int) -> None:
+        received.append(number)
+        if stopping.is_set():
+            assert task is not None
+            task.cancel()
+        else:
+            log.info("stopping: running turns may finish; a second signal stops at once")
+            stopping.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, handle, number)
+    try:
+        yield received
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _acquire(
+    database: Database, options: RunOptions, stopping: asyncio.Event
+) -> Lease | None:
+    """Take the leases; None where a signal came first."""
+    if not options.standby:
+        return await leases.acquire(database, options.agents)
+    standing_by = asyncio.create_task(_stand_by(database, options.agents))
+    signalled = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({standing_by, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return await standing_by if standing_by.done() else None
+    finally:
+        standing_by.cancel()
+        signalled.cancel()
+
+
+async def _stand_by(database: Database, agents: Sequence[str]) -> Lease:
+    refusals: list[str] = []
+
+    async def attempt(_: Connection, __: Hints) -> Lease | None:
+        try:
+            return await leases.acquire(database, agents)
+        except ConflictError as error:
+            if not refusals:
+                log.info("standing by: %s", error)
+            refusals.append(str(error))
+            return None
+
+    attempts = follow(database, leases.CHANNEL, attempt, poll=_STANDBY_POLL_SECONDS)
+    async with aclosing(attempts):
+        return await anext(attempts)
+
+
+async def _hold(
+    database: Database,
+    model: Model,
+    options: RunOptions,
+    lease: Lease,
+    clock: Clock,
+    stopping: asyncio.Event,
+) -> None:
+    board: StatusBoard | None = None
+    try:
+        board = await create_status_board(database, lease)
+        host = Host(
+            database=database,
+            board=board,
+            lease=lease,
+            model=model,
+            turn_timeout=options.turn_timeout,
+            retry_delay=options.retry_delay,
+            until_idle=options.until_idle,
+            clock=clock,
+            stopping=stopping,
+        )
+        log.info("hosting %s; the model is %s", " and ".join(lease.agents), model.name)
+        failed = await _run_agents(host, options)
+        if failed and options.until_idle:
+            raise AgentFailedError(
+                f"{failed} turns failed; `assistant status --history` shows them"
+            )
+    finally:
+        await _leave(database, board, lease)
+
+
+async def _run_agents(host: Host, options: RunOptions) -> int:
+    agents = _create_agents(host, options)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            background = [
+                tasks.create_task(keep_lease(host.database, host.lease)),
+                tasks.create_task(_follow_news(host.database, agents)),
+                tasks.create_task(_prune_regularly(host.database)),
+            ]
+            workers = [tasks.create_task(run_agent(agent, host)) for agent in agents]
+            await _drain(workers, agents, host.stopping, options.drain)
+            for task in background:
+                task.cancel()
+    except BaseExceptionGroup as group:
+        raise _first_cause(group) from None
+    return sum(worker.result() for worker in workers if not worker.cancelled())
+
+
+def _create_agents(host: Host, options: RunOptions) -> list[HostedAgent]:
+    def is_busy() -> bool:
+        entry = host.board.get().get(CONVERSATION) or {}
+        return bool(entry.get("status") == "running")
+
+    agents: list[HostedAgent] = []
+    if CONVERSATION in options.agents:
+        agents.append(ConversationAgent(host))
+    if HEARTBEAT in options.agents:
+        agents.append(HeartbeatAgent(host, options.heartbeat, is_busy))
+    return agents
+
+
+async def _drain(
+    workers: list[asyncio.Task[int]],
+    agents: list[HostedAgent],
+    stopping: asyncio.Event,
+    drain: timedelta,
+) -> None:
+    """Wait until the agents are done; after a signal, no longer than the drain."""
+    signalled = asyncio.create_task(stopping.wait())
+    finished = asyncio.gather(*workers, return_exceptions=True)
+    awaited: set[asyncio.Future[Any]] = {signalled, finished}
+    try:
+        await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+        for agent in agents:
+            agent.wake()
+        _, unfinished = await asyncio.wait(workers, timeout=drain.total_seconds())
+        for worker in unfinished:
+            worker.cancel()
+        await asyncio.wait(workers)
+    finally:
+        signalled.cancel()
+
+
+async def keep_lease(database: Database, lease: Lease) -> None:
+    """Renew a lease until cancelled, on a connection of its own.
+
+    Raises:
+        LeaseLostError: another process took an agent over.
+    """
+    failing = False
+    while True:
+        try:
+            async with await database.connect() as connection:
+                while True:
+                    async with asyncio.timeout(_RENEWAL_PATIENCE_SECONDS):
+                        await leases.renew(connection, lease)
+                    failing = False
+                    await asyncio.sleep(leases.RENEWAL.total_seconds())
+        except (psycopg.Error, TimeoutError, DatabaseUnreachableError) as error:
+            if not failing:
+                log.warning("cannot renew the lease, trying on: %s", str(error).partition("\n")[0])
+            failing = True
+        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+
+
+async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
+    """Wake the agents whenever a message waits or the next reminder is another one."""
+    known: list[datetime | None] = [None]
+
+    async def read(connection: Connection, _: Hints) -> bool | None:
+        waiting = await inbox.seconds_to_next(connection) is not None
+        due = await reminders.next_due(connection)
+        changed = waiting or due != known[0]
+        known[0] = due
+        return True if changed else None
+
+    while True:
+        with suppress(DatabaseUnreachableError):
+            async with aclosing(follow(database, inbox.CHANNEL, read)) as news:
+                async for _ in news:
+                    for agent in agents:
+                        agent.wake()
+        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+
+
+async def _prune_regularly(database: Database) -> None:
+    while True:
+        try:
+            await prune(database)
+        except AssistantError as error:
+            log.warning("cannot delete what is out of date: %s", error)
+        await asyncio.sleep(_PRUNE_SECONDS)
+
+
+async def _leave(database: Database, board: StatusBoard | None, lease: Lease) -> None:
+    """Write idle and give the agents back, as far as the database lets us in a moment."""
+    try:
+        async with asyncio.timeout(_LAST_WRITES_SECONDS):
+            if board is not None:
+                idle = {"status": "idle", "detail": None}
+                await asyncio.gather(*(board.update(agent, idle) for agent in lease.agents))
+            await leases.release(database, lease)
+    except (AssistantError, TimeoutError) as error:
+        log.warning("could not leave in order: %s", error)
+    else:
+        log.info("stopped; %s released", " and ".join(lease.agents))
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The program's own error in a group, before anything it brought about."""
+    leaves: list[BaseException] = []
+    for error in group.exceptions:
+        leaves += [_first_cause(error)] if isinstance(error, BaseExceptionGroup) else [error]
+    return next((leaf for leaf in leaves if isinstance(leaf, AssistantError)), leaves[0])

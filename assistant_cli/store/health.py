@@ -1,0 +1,69 @@
+"""Questions about the health of the database, for `doctor` and `db status`."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+from psycopg.rows import class_row
+
+from .database import Database
+from .leases import Holder
+from .migrations import schema_version
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+_TRIGGERS = {
+    "assistant_stamp",
+    "assistant_notify_insert",
+    "assistant_notify_update",
+    "assistant_notify_delete",
+    "assistant_notify_rename",
+    "assistant_notify_truncate",
+    "assistant_record_board_insert",
+    "assistant_record_board_update",
+}
+_PROBE_SECONDS = 2.0
+
+
+async def read_versions(database: Database) -> tuple[str, int]:
+    """The server's version and the schema's."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["server_version"])).fetchone()
+        assert row is not None
+        return str(row[0]), await schema_version(connection)
+
+
+async def find_missing_triggers(database: Database) -> list[str]:
+    """The triggers of kv that are missing or disabled."""
+    async with database.connection() as connection:
+        rows = await (await connection.execute(_SQL["triggers"], {})).fetchall()
+    return sorted(_TRIGGERS - {row[0] for row in rows})
+
+
+async def notifications_arrive(database: Database) -> bool:
+    """Whether a notification sent on one connection reaches another; poolers swallow them."""
+    token = uuid4().hex
+    async with await database.connect() as listener:
+        await listener.execute("LISTEN assistant_probe")
+        async with database.connection() as sender:
+            await sender.execute("SELECT pg_notify('assistant_probe', %s)", (token,))
+        async with asyncio.timeout(_PROBE_SECONDS + 1):
+            async for notify in listener.notifies(timeout=_PROBE_SECONDS):
+                if notify.payload == token:
+                    return True
+    return False
+
+
+async def notification_queue_usage(database: Database) -> float:
+    """How full the server's queue of notifications is, 0 to 1."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["queue_usage"])).fetchone()
+    return float(row[0]) if row else 0.0
+
+
+async def list_holders(database: Database) -> list[Holder]:
+    """Who holds which agent."""
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(Holder))
+        return await (await cursor.execute(_SQL["holders"])).fetchall()

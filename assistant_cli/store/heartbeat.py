@@ -1,0 +1,151 @@
+"""What the heartbeat keeps: its anchor, and what it said.
+
+The anchor is the kv key `heartbeat_last_tick_at`, a time in ISO 8601 with zone, so that a
+restart neither delays nor repeats a tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from ..messages import MAIN_CONVERSATION, Message, Outcome, Trigger, Turn
+from . import inbox, reminders, turns
+from .database import Connection, Database
+from .kv import store_text
+from .leases import guard
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+AGENT = "heartbeat"
+LAST_TICK_KEY = "heartbeat_last_tick_at"
+NEXT_TICK_KEY = "heartbeat_next_tick_at"
+
+
+async def recover(database: Database, token: int) -> list[int]:
+    """Close the turns that an earlier holder left open."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        return await turns.interrupt_open(connection, AGENT)
+
+
+async def read_last_tick(database: Database) -> datetime | None:
+    """When the last tick was; None where there was none, or the key holds no time."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["last_tick"])).fetchone()
+    try:
+        moment = datetime.fromisoformat(row[0]) if row and row[0] else None
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment and moment.tzinfo else None
+
+
+async def announce_next_tick(database: Database, token: int, next_tick: datetime | None) -> None:
+    """Keep when the next tick is due, for those who look; None means never."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        await _store_next(connection, next_tick)
+
+
+async def begin_tick(
+    database: Database, token: int, model: str, now: datetime, next_tick: datetime
+) -> Turn:
+    """Begin the turn of a tick and move the anchor, in one transaction."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        await store_text(connection, LAST_TICK_KEY, _iso(now))
+        await _store_next(connection, next_tick)
+        return await turns.begin(connection, AGENT, "timer", MAIN_CONVERSATION, token, model)
+
+
+async def begin_delivery(database: Database, token: int, trigger: Trigger = "reminder") -> Turn:
+    """Begin a turn that delivers what is due; no model takes part."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        return await turns.begin(connection, AGENT, trigger, None, token, "none")
+
+
+async def next_reminder(database: Database) -> datetime | None:
+    """When the next reminder is due."""
+    async with database.connection() as connection:
+        return await reminders.next_due(connection)
+
+
+async def count_news(database: Database, since: datetime | None) -> int:
+    """How many messages came in since a time."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["count_news"], {"since": since})).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def deliver_reminders(database: Database, token: int, turn: Turn, now: datetime) -> Outcome:
+    """Say the reminders that are due, each in its conversation, and end the turn."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        due = await reminders.take_due(connection, now)
+        for reminder in due:
+            message = await inbox.say(
+                connection,
+                turn,
+                f"Reminder: {reminder.content}",
+                source=AGENT,
+                conversation=reminder.conversation,
+            )
+            await reminders.link_message(connection, reminder, message)
+        outcome: Outcome = "done" if due else "silent"
+        await turns.end(connection, turn, outcome)
+        await inbox.announce(connection)
+    return outcome
+
+
+async def finish_tick(
+    database: Database, token: int, turn: Turn, thought: str | None, patience: timedelta
+) -> Outcome:
+    """Say the thought, and each message that is unanswered for long, and end the turn.
+
+    A message is reported once. `patience`: how long one may wait before it is.
+    """
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        unanswered = await inbox.take_unreported(connection, patience)
+        for conversation, text in _reports(unanswered).items():
+            await inbox.say(connection, turn, text, source=AGENT, conversation=conversation)
+        if thought is not None:
+            await inbox.say(connection, turn, thought, source=AGENT)
+        outcome: Outcome = "done" if unanswered or thought is not None else "silent"
+        await turns.end(connection, turn, outcome)
+        await inbox.announce(connection)
+    return outcome
+
+
+async def end_without_result(
+    database: Database, token: int, turn: Turn, outcome: Outcome, error: str | None
+) -> None:
+    """End a turn that was skipped, failed or interrupted."""
+    async with database.transaction() as connection:
+        await guard(connection, AGENT, token)
+        await turns.end(connection, turn, outcome, error)
+
+
+def _reports(messages: Sequence[Message]) -> dict[str, str]:
+    lines: dict[str, list[str]] = {}
+    for message in messages:
+        moment = message.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        state = f"failed: {message.error}" if message.state == "failed" else "is unanswered"
+        lines.setdefault(message.conversation, []).append(
+            f"The message of {moment}, {_shorten(message.content)!r}, {state}"
+        )
+    return {conversation: "\n".join(texts) for conversation, texts in lines.items()}
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+async def _store_next(connection: Connection, moment: datetime | None) -> None:
+    await store_text(connection, NEXT_TICK_KEY, _iso(moment) if moment else "off")
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

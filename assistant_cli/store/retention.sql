@@ -1,0 +1,14 @@
+-- name: delete_expired_keys
+DELETE FROM public.kv WHERE key IN (
+    SELECT key FROM public.kv WHERE expires_at <= clock_timestamp()
+    LIMIT 1000 FOR UPDATE SKIP LOCKED
+) AND expires_at <= clock_timestamp();
+
+-- name: delete_old_events
+DELETE FROM assistant.board_events WHERE id IN (
+    SELECT id FROM assistant.board_events AS old
+    WHERE at < clock_timestamp() - %(keep)s
+        AND EXISTS (SELECT FROM assistant.board_events AS newer
+            WHERE newer.agent = old.agent AND newer.id > old.id)
+    ORDER BY at LIMIT 1000
+);

@@ -1,0 +1,71 @@
+"""A command of the user's as an agent on the board."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+from .agents.loop import patiently
+from .child_process import CommandNotExecutableError, CommandNotFoundError, run_command
+from .durations import format_duration
+from .errors import AssistantError
+from .runtime import keep_lease
+from .store import leases
+from .store.board import StatusBoard, check_agent, shorten_detail
+from .store.database import Database
+from .store.leases import Lease
+
+log = logging.getLogger(__name__)
+
+_LAST_WRITE_SECONDS = 30.0
+
+
+async def track(database: Database, agent: str, command: Sequence[str], detail: str | None) -> int:
+    """Run a command under the lease of an agent; returns the command's exit code.
+
+    The board shows the agent as running meanwhile, then as idle or failed with the exit code
+    and the time taken.
+
+    Raises:
+        ConflictError: the agent is held by another process; the command was not run.
+        CommandNotFoundError, CommandNotExecutableError: it could not be started.
+    """
+    lease = await leases.acquire(database, [check_agent(agent)])
+    board = StatusBoard(database, lease)
+    renewal = asyncio.create_task(keep_lease(database, lease))
+    started = asyncio.get_running_loop().time()
+    code: int | None = None
+    try:
+        running = shorten_detail(detail if detail is not None else " ".join(command))
+        await board.update(agent, {"status": "running", "detail": running})
+        code = await run_command(command)
+    except (CommandNotFoundError, CommandNotExecutableError) as error:
+        code = error.exit_code
+        raise
+    finally:
+        taken = timedelta(seconds=asyncio.get_running_loop().time() - started)
+        await _report_end(database, board, lease, code, taken)
+        renewal.cancel()
+        await asyncio.gather(renewal, return_exceptions=True)
+    return code
+
+
+async def _report_end(
+    database: Database, board: StatusBoard, lease: Lease, code: int | None, taken: timedelta
+) -> None:
+    """Write how the command ended, waiting a while for a database that is away."""
+    agent = lease.agents[0]
+    how = "interrupted" if code is None else f"exit {code}"
+    detail = f"{how} after {format_duration(taken)}"
+
+    async def write() -> None:
+        await board.update(agent, {"status": "failed" if code else "idle", "detail": detail})
+        await leases.release(database, lease)
+
+    try:
+        async with asyncio.timeout(_LAST_WRITE_SECONDS):
+            await patiently(write)
+    except (AssistantError, TimeoutError) as error:
+        log.warning("the board does not know that %s ended, %s: %s", agent, detail, error)

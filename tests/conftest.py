@@ -1,0 +1,183 @@
+"""Every test runs on a real Postgres, in a database of its own copied from a template."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from assistant_cli.embedded_postgres import EmbeddedPostgres
+from assistant_cli.store.database import Database
+from assistant_cli.store.migrations import migrate
+
+PATIENCE_SECONDS = 20.0
+"""How long a test waits for something that ought to happen at once."""
+
+
+@pytest.fixture(scope="session")
+def server_home() -> Iterator[Path]:
+    """A home with an embedded server that is up, for the tests of one worker."""
+    # Directly under /tmp: a server that runs for root must be able to reach its folder.
+    home = Path(tempfile.mkdtemp(prefix="assistant-tests-", dir="/tmp"))
+    home.chmod(0o711)
+    server = EmbeddedPostgres(home)
+    asyncio.run(server.start(lambda _: None))
+    try:
+        yield home
+    finally:
+        asyncio.run(server.stop())
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def admin_dsn(server_home: Path) -> str:
+    """Connects to the server's own database."""
+    return make_conninfo(EmbeddedPostgres(server_home).dsn(), dbname="postgres")
+
+
+@pytest.fixture(scope="session")
+def template(admin_dsn: str) -> str:
+    """A migrated database to copy."""
+    name = "template_assistant"
+    _execute(admin_dsn, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+    async def set_up() -> None:
+        database = Database(make_conninfo(admin_dsn, dbname=name))
+        await migrate(database)
+        await database.close()
+
+    asyncio.run(set_up())
+    return name
+
+
+@pytest.fixture
+def empty_dsn(admin_dsn: str) -> Iterator[str]:
+    """A database of the test's own with nothing in it."""
+    yield from _database(admin_dsn, "template0")
+
+
+@pytest.fixture
+def dsn(admin_dsn: str, template: str) -> Iterator[str]:
+    """A database of the test's own, migrated."""
+    yield from _database(admin_dsn, template)
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    """The test's database, opened as the library does."""
+    database = Database(dsn)
+    yield database
+    await database.close()
+
+
+def _database(admin_dsn: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid4().hex[:12]}"
+    create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
+    _execute(admin_dsn, sql.SQL(create).format(sql.Identifier(name), sql.Identifier(template)))
+    yield make_conninfo(admin_dsn, dbname=name)
+    _execute(admin_dsn, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _execute(dsn: str, statement: sql.Composed) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class CommandLine:
+    """Runs `assistant` as a user does: as a process, with an environment."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self._started: list[subprocess.Popen[str]] = []
+
+    def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Finished:
+        """Run a command to its end."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            self.command(*arguments),
+            input=data if data is not None else b"",
+            capture_output=True,
+            env=self.environment,
+            timeout=60,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def start(self, *arguments: str, **options: object) -> subprocess.Popen[str]:
+        """Start a command that goes on; it is killed when the test ends."""
+        settings: dict[str, object] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "env": self.environment,
+            **options,
+        }
+        process = subprocess.Popen(self.command(*arguments), **settings)  # type: ignore[call-overload]
+        self._started.append(process)
+        return process
+
+    def start_run(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `run` and return once it hosts its agents."""
+        process = self.start("run", *arguments)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "hosting" in line or "standing by" in line:
+                return process
+        raise AssertionError(f"run ended with {process.wait()} before it hosted anything")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "assistant_cli", *arguments]
+
+    def end_all(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment that knows nothing of this machine's own assistant."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "HOME": str(tmp_path), "ASSISTANT_HOME": str(tmp_path / "home")}
+
+
+@pytest.fixture
+def assistant(dsn: str, environment: dict[str, str]) -> Iterator[CommandLine]:
+    """The command line on the test's database."""
+    command_line = CommandLine({**environment, "ASSISTANT_DATABASE_URL": dsn})
+    yield command_line
+    command_line.end_all()
+
+
+def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
+    """Wait until a condition about another process is true; fail after a while."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {PATIENCE_SECONDS:.0f}s")
+        time.sleep(0.02)
