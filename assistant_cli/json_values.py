@@ -93,6 +93,15 @@ def check_key(key: str) -> None:
         raise BadDataError("a key holds no control characters")
 
 
+def check_utf8(text: str, what: str) -> None:
+    """Check that a text, such as a prefix or a path, is valid UTF-8.
+
+    Raises:
+        BadDataError: it is not.
+    """
+    _utf8_size(text, what)
+
+
 def _check_size(text: str, limit: int = MAX_VALUE_BYTES) -> None:
     size = _utf8_size(text, "the value")
     # Spaces between tokens do not count: Postgres adds them, and what came out must go in again.

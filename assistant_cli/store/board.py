@@ -32,9 +32,6 @@ class _Update:
     token: int | None
     written: asyncio.Future[None] = field(repr=False)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"agent": self.agent, **self.entry, "token": self.token}
-
 
 class StatusBoard:
     """The board of one database, as this process last wrote or read it.
@@ -121,11 +118,17 @@ class StatusBoard:
                     update.written.set_result(None)
             return
 
-    async def _commit(self, batch: list[_Update]) -> dict[str, int | None]:
-        updates = json.dumps([update.to_json() for update in batch])
+    async def _commit(self, batch: list[_Update]) -> set[str]:
+        """Write a batch in one statement; returns the agents whose updates were refused."""
+        parameters = {
+            "agents": [update.agent for update in batch],
+            "statuses": [update.entry["status"] for update in batch],
+            "details": [update.entry["detail"] for update in batch],
+            "tokens": [update.token for update in batch],
+        }
         async with self._database.connection() as connection:
-            cursor = await connection.execute(_SQL["update"], {"updates": updates})
-            return {row[0]: row[1] for row in await cursor.fetchall()}
+            row = await (await connection.execute(_SQL["update"], parameters)).fetchone()
+        return set(row[0]) if row else set()
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self._database, [update.agent for update in updates])

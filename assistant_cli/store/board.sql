@@ -1,5 +1,6 @@
 -- name: update
-SELECT refused, held_by FROM assistant.update_board(%(updates)s::jsonb);
+SELECT assistant.update_board(
+    %(agents)s::text[], %(statuses)s::text[], %(details)s::text[], %(tokens)s::bigint[]);
 
 -- name: read
 SELECT value::text FROM public.kv

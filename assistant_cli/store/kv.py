@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.rows import class_row, dict_row
 
 from ..errors import BadDataError, ConflictError, NotFoundError
-from ..json_values import check_json, check_key, dump_json
+from ..json_values import check_json, check_key, check_utf8, dump_json
 from .database import Connection, Database
 from .follow import POLL_SECONDS
 from .queries import load_queries
@@ -20,8 +20,9 @@ from .watch import Deleted, Entry, key_range, watch
 
 _SQL = load_queries(__file__)
 
-_STEP = re.compile(r'([^.\[\]"$@?()\s]+)((?:\[[^\]"]*\])*)')
-_SHORT_PATH = re.compile(rf"{_STEP.pattern}(?:\.{_STEP.pattern})*")
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_STEPS = re.compile(rf'(?:{_QUOTED}|[^"?()\s])*')
+_STEP = re.compile(rf'{_QUOTED}|\[[^\]]*\]|\*+(?:\{{[^}}]*\}})?(?![^.\[])|[^".\[\]]+')
 
 
 class KeyValues:
@@ -57,12 +58,14 @@ class KeyValues:
         Empty where the key is missing or the path finds nothing.
         """
         check_key(key)
-        query = "get_path" if path else "get_pretty" if pretty else "get"
-        parameters = {"key": key, "path": path and full_path(path)}
+        check_utf8(path or "", "the path")
+        query = "get_path" if path is not None else "get_pretty" if pretty else "get"
+        parameters = {"key": key, "path": None if path is None else full_path(path)}
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=dict_row)
             rows = await (await cursor.execute(_SQL[query], parameters)).fetchall()
-        return [row["pretty" if path and pretty else "text"] for row in rows]
+        column = "pretty" if query == "get_path" and pretty else "text"
+        return [row[column] for row in rows]
 
     async def set(
         self,
@@ -204,13 +207,18 @@ def full_path(path: str) -> str:
     """Complete a path: `heartbeat.status` is short for `$."heartbeat"."status"`."""
     if path.startswith(("$", "strict ", "lax ")):
         return path
-    if not _SHORT_PATH.fullmatch(path):
-        return f"${path}" if path.startswith("[") else f"$.{path}"
-    steps = _STEP.findall(path)
-    return "$" + "".join(
-        (f".{json.dumps(name, ensure_ascii=False)}" if name != "*" else ".*") + subscripts
-        for name, subscripts in steps
-    )
+    steps = _STEPS.match(path)
+    assert steps is not None
+    end = steps.end()
+    if path[end : end + 1] == "(":
+        end = path.rfind(".", 0, end) + 1  # a method, such as .size()
+    dot = "" if path.startswith(("[", "?", " ")) else "."
+    return f"${dot}{_STEP.sub(_quote_name, path[:end])}{path[end:]}"
+
+
+def _quote_name(step: re.Match[str]) -> str:
+    text = step[0]
+    return text if text[0] in '"[*' else json.dumps(text, ensure_ascii=False)
 
 
 def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:

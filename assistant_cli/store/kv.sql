@@ -21,7 +21,11 @@ RETURNING revision;
 
 -- name: create
 INSERT INTO public.kv (key, value, expires_at)
-VALUES (%(key)s, %(value)s::jsonb, clock_timestamp() + %(ttl)s)
+VALUES (
+    %(key)s,
+    CASE WHEN %(merge)s
+        THEN assistant.merge_patch('{}', %(value)s::jsonb) ELSE %(value)s::jsonb END,
+    clock_timestamp() + %(ttl)s)
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
 WHERE kv.expires_at <= clock_timestamp()
 RETURNING revision;

@@ -205,76 +205,74 @@ CREATE TABLE IF NOT EXISTS assistant.board_events (
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX IF NOT EXISTS board_events_of_agent ON assistant.board_events (agent, id);
-CREATE INDEX IF NOT EXISTS board_events_at ON assistant.board_events (at);
 
--- Appends those of the updates, [{"agent", "status", "detail"}, …] in their order, that change
--- something. Call it with the board's row locked.
-CREATE OR REPLACE FUNCTION assistant.record_transitions(updates jsonb) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Appends an agent's entry if it says something new. Call it with the board's row locked.
+CREATE OR REPLACE FUNCTION assistant.record_transition(
+    the_agent text, the_status text, the_detail text
+) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    last assistant.board_events;
 BEGIN
-    WITH given AS (
-        SELECT update ->> 'agent' AS agent, update ->> 'status' AS status,
-            update ->> 'detail' AS detail, place
-        FROM jsonb_array_elements(updates) WITH ORDINALITY AS list (update, place)
-    ), chained AS (
-        SELECT given.*, last.since AS last_since,
-            CASE WHEN lag(place) OVER earlier IS NULL THEN last.status
-                ELSE lag(given.status) OVER earlier END AS old_status,
-            CASE WHEN lag(place) OVER earlier IS NULL THEN last.detail
-                ELSE lag(given.detail) OVER earlier END AS old_detail,
-            last.id IS NULL AND lag(place) OVER earlier IS NULL AS is_first
-        FROM given LEFT JOIN LATERAL (
-            SELECT * FROM assistant.board_events WHERE board_events.agent = given.agent
-            ORDER BY id DESC LIMIT 1
-        ) AS last ON true
-        WINDOW earlier AS (PARTITION BY given.agent ORDER BY place)
-    ), dated AS (
-        SELECT *, bool_or(is_first OR status IS DISTINCT FROM old_status)
-            OVER (PARTITION BY agent ORDER BY place) AS status_changed
-        FROM chained
-    )
-    INSERT INTO assistant.board_events (agent, status, detail, since)
-    SELECT agent, status, detail,
-        CASE WHEN status_changed THEN clock_timestamp() ELSE last_since END
-    FROM dated
-    WHERE is_first OR (status, detail) IS DISTINCT FROM (old_status, old_detail)
-    ORDER BY place;
+    SELECT * INTO last FROM assistant.board_events
+    WHERE agent = the_agent ORDER BY id DESC LIMIT 1;
+    IF NOT FOUND OR the_status IS DISTINCT FROM last.status
+        OR the_detail IS DISTINCT FROM last.detail THEN
+        INSERT INTO assistant.board_events (agent, status, detail, since)
+        VALUES (the_agent, the_status, the_detail,
+            CASE WHEN the_status = last.status THEN last.since ELSE clock_timestamp() END);
+    END IF;
 END
 $$;
 
--- Puts updates, [{"agent", "status", "detail", "token"}, …], on the board, all or none. An agent
--- that is held accepts only its holder's token, and only while the lease lasts.
--- Returns the agents whose update was refused, with the token that holds them.
-CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb)
-RETURNS TABLE (refused text, held_by bigint)
+-- Puts updates on the board, in their order, all or none; the arrays run in parallel. An agent
+-- that is held accepts only its holder's token, and only while the lease lasts; a token of NULL
+-- speaks for an agent that nobody holds. All updates of one agent carry the same token.
+-- Returns the agents whose update was refused; where there is one, nothing was written.
+CREATE OR REPLACE FUNCTION assistant.update_board(
+    agents text[], statuses text[], details text[], tokens bigint[]
+) RETURNS text[]
 LANGUAGE plpgsql AS $$
+DECLARE
+    entries jsonb := '{}';
+    refused text[] := '{}';
+    name text;
+    token bigint;
+    held record;
 BEGIN
-    RETURN QUERY
-        SELECT DISTINCT given.agent, held.token
-        FROM jsonb_to_recordset(updates) AS given (agent text, token bigint)
-        LEFT JOIN (
-            SELECT leases.agent, leases.token, leases.expires_at > clock_timestamp() AS live
-            FROM assistant.leases
-            WHERE leases.agent IN (
-                SELECT one.agent FROM jsonb_to_recordset(updates) AS one (agent text))
-            ORDER BY leases.agent FOR KEY SHARE
-        ) AS held ON held.agent = given.agent
-        WHERE CASE WHEN given.token IS NULL THEN coalesce(held.live, false)
-            ELSE held.token IS DISTINCT FROM given.token OR NOT held.live END;
-    IF FOUND THEN
-        RETURN;
+    -- In one order for all, so that a batch and a take-over never wait for each other.
+    FOREACH name IN ARRAY ARRAY(SELECT DISTINCT unnest(agents) ORDER BY 1) LOOP
+        SELECT leases.token, leases.expires_at > clock_timestamp() AS live INTO held
+        FROM assistant.leases WHERE leases.agent = name FOR KEY SHARE;
+        token := tokens[array_position(agents, name)];
+        IF (token IS NULL AND held.live)
+            OR (token IS NOT NULL AND (held.live AND held.token = token) IS NOT TRUE) THEN
+            refused := refused || name;
+        END IF;
+    END LOOP;
+    IF cardinality(refused) > 0 THEN
+        RETURN refused;
     END IF;
-    PERFORM FROM public.kv WHERE key = 'status_board' FOR UPDATE;
-    PERFORM assistant.record_transitions(updates);
-    INSERT INTO public.kv AS board (key, value)
-    SELECT 'status_board', jsonb_object_agg(
-        given.agent, jsonb_build_object('status', given.status, 'detail', given.detail)
-        ORDER BY given.place)
-    FROM ROWS FROM (jsonb_to_recordset(updates) AS (agent text, status text, detail text))
-        WITH ORDINALITY AS given (agent, status, detail, place)
-    ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
-        CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
-        || excluded.value;
+    FOR place IN 1 .. cardinality(agents) LOOP
+        entries := entries || jsonb_build_object(agents[place],
+            jsonb_build_object('status', statuses[place], 'detail', details[place]));
+    END LOOP;
+    -- The trigger below would see the last entry of each agent only; here all are recorded.
+    PERFORM set_config('assistant.records_itself', 'on', true);
+    UPDATE public.kv SET expires_at = NULL, value =
+        CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
+    WHERE key = 'status_board';
+    IF NOT FOUND THEN
+        INSERT INTO public.kv AS board (key, value) VALUES ('status_board', entries)
+        ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
+            CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
+            || excluded.value;
+    END IF;
+    PERFORM set_config('assistant.records_itself', 'off', true);
+    FOR place IN 1 .. cardinality(agents) LOOP
+        PERFORM assistant.record_transition(agents[place], statuses[place], details[place]);
+    END LOOP;
+    RETURN refused;
 END
 $$;
 
@@ -282,21 +280,20 @@ $$;
 CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    before jsonb := CASE WHEN TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object'
-        THEN OLD.value ELSE '{}' END;
-    changes jsonb;
+    before jsonb := '{}';
 BEGIN
-    IF jsonb_typeof(NEW.value) = 'object' THEN
-        SELECT jsonb_agg(jsonb_build_object('agent', entry.key,
-            'status', entry.value -> 'status', 'detail', entry.value -> 'detail'))
-        INTO changes
-        FROM jsonb_each(NEW.value) AS entry
-        WHERE jsonb_typeof(entry.value) = 'object'
-            AND entry.value IS DISTINCT FROM before -> entry.key;
-        IF changes IS NOT NULL THEN
-            PERFORM assistant.record_transitions(changes);
-        END IF;
+    IF current_setting('assistant.records_itself', true) = 'on'
+        OR jsonb_typeof(NEW.value) <> 'object' THEN
+        RETURN NULL;
     END IF;
+    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
+        before := OLD.value;
+    END IF;
+    PERFORM assistant.record_transition(
+        entry.key, entry.value ->> 'status', entry.value ->> 'detail')
+    FROM jsonb_each(NEW.value) AS entry
+    WHERE jsonb_typeof(entry.value) = 'object'
+        AND entry.value IS DISTINCT FROM before -> entry.key;
     RETURN NULL;
 END
 $$;

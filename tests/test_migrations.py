@@ -1,0 +1,145 @@
+"""The schema: numbered steps, one script for readers, and databases that hold something already."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from assistant_cli.errors import ConfigurationError
+from assistant_cli.store.database import Database
+from assistant_cli.store.kv import KeyValues
+from assistant_cli.store.migrations import LATEST_VERSION, list_migrations, migrate
+
+from .conftest import CommandLine
+
+INIT_SQL = Path(__file__).parent.parent / "infra" / "init.sql"
+
+# Everything a migration can make, as text that two databases can be compared by.
+_DESCRIBE = """
+SELECT 'column', table_schema, table_name, column_name, data_type, column_default, is_nullable
+FROM information_schema.columns WHERE table_schema IN ('public', 'assistant')
+UNION ALL SELECT 'index', schemaname, tablename, indexname, indexdef, NULL, NULL
+FROM pg_indexes WHERE schemaname IN ('public', 'assistant')
+UNION ALL SELECT 'constraint', conrelid::regclass::text, conname,
+    pg_get_constraintdef(oid), NULL, NULL, NULL
+FROM pg_constraint WHERE connamespace::regnamespace::text IN ('public', 'assistant')
+UNION ALL SELECT 'function', oid::regprocedure::text, pg_get_functiondef(oid),
+    NULL, NULL, NULL, NULL
+FROM pg_proc WHERE pronamespace::regnamespace::text IN ('public', 'assistant')
+UNION ALL SELECT 'trigger', tgrelid::regclass::text, pg_get_triggerdef(oid), NULL, NULL, NULL, NULL
+FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL SELECT 'view', viewname, definition, NULL, NULL, NULL, NULL
+FROM pg_views WHERE schemaname = 'assistant'
+UNION ALL SELECT 'version', version::text, name, NULL, NULL, NULL, NULL FROM assistant.migrations
+ORDER BY 1, 2, 3, 4, 5
+"""
+
+
+def _run_init_sql(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(INIT_SQL.read_bytes())
+
+
+def _describe(dsn: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(_DESCRIBE.encode()).fetchall()
+
+
+def test_init_sql_is_made_from_the_migrations() -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "assistant_cli.store.migrations"], capture_output=True, check=True
+    )
+    assert made.stdout.decode() == INIT_SQL.read_text()
+
+
+def test_init_sql_and_the_migrations_make_the_same_schema(dsn: str, empty_dsn: str) -> None:
+    _run_init_sql(empty_dsn)
+    assert _describe(empty_dsn) == _describe(dsn)
+
+
+def test_init_sql_can_run_again(dsn: str) -> None:
+    before = _describe(dsn)
+    _run_init_sql(dsn)
+    assert _describe(dsn) == before
+
+
+def test_a_plain_kv_table_is_adopted_with_its_values(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value JSONB NOT NULL)")
+        connection.execute("""INSERT INTO kv VALUES ('a', '{"x": 1.10}'), ('b', 'null')""")
+        connection.execute("CREATE TABLE messages (id serial, content text)")
+        connection.execute("CREATE TABLE sessions (id serial)")
+        connection.execute("INSERT INTO messages (content) VALUES ('mine')")
+
+    async def adopt() -> tuple[list[str], list[int]]:
+        database = Database(empty_dsn)
+        await migrate(database)
+        entries = await KeyValues(database).list_entries()
+        await database.close()
+        return [entry.text for entry in entries], [entry.revision for entry in entries]
+
+    texts, revisions = asyncio.run(adopt())
+    assert texts == ['{"x": 1.10}', "null"]
+    assert 0 < revisions[0] != revisions[1]
+    with psycopg.connect(empty_dsn) as connection:
+        assert connection.execute("SELECT content FROM public.messages").fetchall() == [("mine",)]
+
+
+def test_a_kv_table_of_another_kind_is_refused_and_left_alone(empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT)")
+    with pytest.raises(ConfigurationError, match="not jsonb"):
+        asyncio.run(migrate(Database(empty_dsn)))
+    with psycopg.connect(empty_dsn) as connection:
+        row = connection.execute("SELECT to_regnamespace('assistant')").fetchone()
+        assert row == (None,)
+
+
+def test_migrating_at_once_from_many_processes_is_done_once(empty_dsn: str) -> None:
+    async def migrate_many() -> list[int]:
+        databases = [Database(empty_dsn) for _ in range(8)]
+        taken = await asyncio.gather(*(migrate(database) for database in databases))
+        for database in databases:
+            await database.close()
+        return [len(steps) for steps in taken]
+
+    assert sum(asyncio.run(migrate_many())) == len(list(list_migrations()))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["kv", "get", "a"], ["kv", "set", "a", "1"], ["status"], ["send", "hi"]]
+)
+def test_commands_do_not_migrate_but_say_how(
+    empty_dsn: str, environment: dict[str, str], arguments: list[str]
+) -> None:
+    assistant = CommandLine({**environment, "ASSISTANT_DATABASE_URL": empty_dsn})
+    done = assistant(*arguments)
+    assert (done.code, done.out) == (78, "")
+    assert "run `assistant db migrate`" in done.err
+    with psycopg.connect(empty_dsn) as connection:
+        assert connection.execute("SELECT to_regclass('public.kv')").fetchone() == (None,)
+
+
+def test_db_migrate_sets_a_database_up(empty_dsn: str, environment: dict[str, str]) -> None:
+    assistant = CommandLine({**environment, "ASSISTANT_DATABASE_URL": empty_dsn})
+    assert assistant("db", "migrate").code == 0
+    assert assistant("db", "migrate").code == 0
+    assert assistant("kv", "set", "a", "1").code == 0
+
+
+@pytest.mark.parametrize("arguments", [["kv", "get", "a"], ["run"], ["db", "migrate"], ["status"]])
+def test_a_database_newer_than_the_program_is_refused(
+    dsn: str, assistant: CommandLine, arguments: list[str]
+) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO assistant.migrations VALUES (%s, 'future')", (LATEST_VERSION + 1,)
+        )
+    done = assistant(*arguments)
+    assert (done.code, done.out) == (78, "")
+    assert "newer than this program" in done.err
