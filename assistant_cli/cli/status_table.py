@@ -62,7 +62,7 @@ def _cells(row: AgentRow, now: datetime) -> list[Text]:
         _safe(status, "dim" if row.stale else _STYLES.get(status, "")),
         _safe(row.detail or ""),
         _safe(output.ago(row.since, now)),
-        _safe(state, _STATE_STYLES[state]) + _safe(holder, "dim"),
+        Text.assemble(_safe(state, _STATE_STYLES[state]), _safe(holder, "dim")),
     ]
 
 
