@@ -199,14 +199,15 @@ class _Start:
         return server_process.launch(programs, self._folder, socket, account)
 
     async def _way_is_clear(self) -> bool:
-        """Wait for what a killed server left running, then remove a pid file that misleads.
+        """Wait for what a killed server left running, then remove lock files that mislead.
 
-        Whoever writes that file has the data folder as its working folder before. So a file that
-        was there before the look at the processes, and belongs to none of them, is nobody's.
+        Whoever writes one has the data folder as its working folder before. So a file that was
+        there before the look at the processes, and belongs to none of them, is nobody's.
         """
         from . import server_process
 
-        misleading = server_process.misleading_pid_file(self._data)
+        socket = server_account.socket_folder(self._folder)
+        misleading = server_process.misleading_lock_files(self._data, socket)
         server_process.end_servers_of_removed_folder(self._data)
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while left := server_process.server_processes(self._data):
@@ -219,8 +220,8 @@ class _Start:
                     "end them and try again"
                 )
             await self._patience.pause()
-        if misleading:
-            misleading.unlink(missing_ok=True)
+        for file in misleading:
+            file.unlink(missing_ok=True)
         return True
 
     async def _create_cluster(self, programs: Path, account: server_account.ServerAccount) -> None:
@@ -330,7 +331,7 @@ def _os_errors_explained(home: Path) -> Iterator[None]:
             raise DatabaseUnreachableError(
                 f"no space left for the embedded Postgres in {home}; free some and try again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL):
             raise NotPermittedError(
                 f"the embedded Postgres cannot use {reason}; "
                 "set ASSISTANT_HOME or ASSISTANT_DATABASE_URL"

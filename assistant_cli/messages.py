@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 AgentStatus = Literal["idle", "running", "failed"]
 MessageState = Literal["waiting", "working", "answered", "failed", "said"]

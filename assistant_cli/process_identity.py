@@ -22,9 +22,8 @@ class ProcessIdentity:
     key: str
 
 
-@cache
 def own_identity() -> ProcessIdentity:
-    """The identity of this process."""
+    """The identity of this process; a forked child has one of its own."""
     pid = os.getpid()
     return ProcessIdentity(socket.gethostname(), pid, f"{_machine()}/{_start_time(pid)}")
 
@@ -32,7 +31,10 @@ def own_identity() -> ProcessIdentity:
 def known_dead(identity: ProcessIdentity) -> bool:
     """Whether a process is certainly gone: it ran on this very machine and does not any more."""
     machine, _, start_time = identity.key.rpartition("/")
-    return machine == _machine() and _start_time(identity.pid) != start_time
+    if machine != _machine():
+        return False
+    found = _start_time(identity.pid)
+    return not _is_hidden(identity.pid) if found is None else found != start_time
 
 
 @cache
@@ -46,8 +48,17 @@ def _machine() -> str:
         return f"{socket.gethostname()}/{psutil.boot_time():.0f}"
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process that this user may not look at: /proc mounted with hidepid."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
+
+
 def _start_time(pid: int) -> str | None:
-    """The start time in the system's own units; None where there is no such process."""
+    """The start time in the system's own units; None where no such process is seen."""
     stat = Path(f"/proc/{pid}/stat")
     if stat.parent.parent.joinpath("self").exists():
         try:
@@ -55,7 +66,7 @@ def _start_time(pid: int) -> str | None:
             fields = stat.read_text("utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             return None
-        return None if fields[0] in "ZX" else fields[19]
+        return "ended" if fields[0] in "ZX" else fields[19]
     import psutil
 
     try:

@@ -59,7 +59,7 @@ def find_postmaster(data: Path) -> Process | None:
     """The running server of this data folder."""
     import psutil
 
-    pid = _recorded_pid(data)
+    pid = _recorded_pid(data / "postmaster.pid")
     if pid is None:
         return None
     try:
@@ -89,19 +89,23 @@ def end_servers_of_removed_folder(data: Path) -> None:
                 process.kill()
 
 
-def misleading_pid_file(data: Path) -> Path | None:
-    """The pid file, if Postgres would not start because of it.
+def misleading_lock_files(data: Path, socket: Path) -> list[Path]:
+    """The pid file and the socket's lock file, where Postgres would not start because of them.
 
-    That is a damaged one, or one that names somebody else's process. A file that names a process
-    that is gone is left to Postgres, which looks for that server's shared memory first.
+    That is a damaged one, or one that names somebody else's process or a zombie. A file that
+    names a process that is gone is left to Postgres, which looks for that server's shared memory.
     """
+    if find_postmaster(data):
+        return []
+    files = (data / "postmaster.pid", socket / ".s.PGSQL.5432.lock")
+    return [file for file in files if _misleads(file)]
+
+
+def _misleads(file: Path) -> bool:
     import psutil
 
-    pid = _recorded_pid(data)
-    if (pid is None or psutil.pid_exists(pid)) and not find_postmaster(data):
-        file = data / "postmaster.pid"
-        return file if file.exists() else None
-    return None
+    pid = _recorded_pid(file)
+    return file.exists() and (pid is None or psutil.pid_exists(pid))
 
 
 def _works_in(process: Process, data: Path) -> bool:
@@ -113,9 +117,9 @@ def _works_in(process: Process, data: Path) -> bool:
         return False
 
 
-def _recorded_pid(data: Path) -> int | None:
+def _recorded_pid(file: Path) -> int | None:
     try:
-        pid = int((data / "postmaster.pid").read_bytes().split(b"\n")[0])
+        pid = int(file.read_bytes().split(b"\n")[0])
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return pid if 0 < pid < 2**31 else None

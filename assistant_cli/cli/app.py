@@ -10,7 +10,20 @@ import typer
 
 from .. import __version__
 from ..errors import AssistantError
-from . import board, database, doctor, kv, kv_streams, output, run, send, session, status, track
+from . import (
+    board,
+    commands,
+    database,
+    doctor,
+    kv,
+    kv_streams,
+    output,
+    run,
+    send,
+    session,
+    status,
+    track,
+)
 
 EPILOG = """\
 --database-url and --color may also stand behind a command, before any `--`.
@@ -37,6 +50,7 @@ Examples:
 
 app = typer.Typer(
     name="assistant",
+    cls=commands.Group,
     help="A background assistant and its state, made for the shell.",
     epilog="\n\n".join("\b\n" + part for part in EPILOG.split("\n\n")),
     no_args_is_help=True,

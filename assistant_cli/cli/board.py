@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import AgentFailedError, DeadlinePassedError, StaleError, UsageError
+from .commands import Command
 from .session import Agent, complete_agents, duration, with_database
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ _STATES = ("idle", "running", "failed", "live", "stale", "stopped")
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(report)
-    app.command()(wait)
+    app.command(cls=Command)(report)
+    app.command(cls=Command)(wait)
 
 
 def report(

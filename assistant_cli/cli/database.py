@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -11,16 +10,17 @@ import typer
 
 from ..errors import ConfigurationError, NotFoundError
 from . import output
-from .session import JsonOption, settings, with_database
+from .commands import Command, Group
+from .session import JsonOption, run_async, settings, with_database
 
 if TYPE_CHECKING:
     from ..embedded_postgres import EmbeddedPostgres
     from ..store.database import Database
 
-app = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=Group, help="The database.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=Command)
 def start() -> None:
     """Start the embedded Postgres; every command that needs it does so as well."""
 
@@ -31,19 +31,19 @@ def start() -> None:
     with_database(nothing)
 
 
-@app.command()
+@app.command(cls=Command)
 def stop() -> None:
     """Stop the embedded Postgres; exit 3 if it was not running."""
-    if not asyncio.run(_embedded().stop()):
+    if not run_async(_embedded().stop()):
         raise NotFoundError("the embedded Postgres was not running")
 
 
-@app.command()
+@app.command(cls=Command)
 def status(as_json: JsonOption = False) -> None:
     """Show which database is used and whether it answers; start nothing. Exit 69 if not."""
     from ..diagnosis import describe_database
 
-    facts = asyncio.run(describe_database(settings()))
+    facts = run_async(describe_database(settings()))
     if as_json:
         output.print_document({"schema": 1, **facts.to_json()})
     else:
@@ -53,7 +53,7 @@ def status(as_json: JsonOption = False) -> None:
         raise facts.problem
 
 
-@app.command()
+@app.command(cls=Command)
 def url() -> None:
     """Print the connection string, without its password.
 
@@ -66,7 +66,7 @@ def url() -> None:
     output.print_data(redact_dsn(configured_dsn(settings())))
 
 
-@app.command()
+@app.command(cls=Command)
 def migrate() -> None:
     """Set up the database for this program, or bring it up to date."""
 
@@ -79,7 +79,7 @@ def migrate() -> None:
     output.tell(f"the database is at version {with_database(version, setup=True)}")
 
 
-@app.command()
+@app.command(cls=Command)
 def shell() -> None:
     """Open psql on the database."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 import typer
 
 from . import output
-from .session import JsonOption, settings
+from .commands import Command
+from .session import JsonOption, run_async, settings
 
 if TYPE_CHECKING:
     from ..diagnosis import Finding
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(doctor)
+    app.command(cls=Command)(doctor)
 
 
 def doctor(as_json: JsonOption = False) -> None:
@@ -25,7 +25,7 @@ def doctor(as_json: JsonOption = False) -> None:
     A line a check: ok or problem, the check, what was found, and what to do. Exits with the
     code of the first problem.
     """
-    findings = asyncio.run(_diagnose())
+    findings = run_async(_diagnose())
     if as_json:
         output.print_document({"schema": 1, "checks": [_describe(f) for f in findings]})
     else:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperCommand
 
-from ..errors import BadDataError, NotFoundError, UsageError
+from ..errors import BadDataError, InputMissingError, NotFoundError, UsageError
 from . import output
+from .commands import Command, Group
 from .session import JsonOption, Key, complete_keys, duration, with_database
 
 if TYPE_CHECKING:
@@ -19,31 +19,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Durable JSON values that any program can read and write.",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-_NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
+
+_LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class NegativeNumbers(TyperCommand):
-    """A command to which `-5` is a value and `--bogus` still no option."""
-
-    def make_parser(self, ctx: Any) -> Any:
-        parser = super().make_parser(ctx)
-        process = parser._process_opts
-
-        def process_options(word: str, state: Any) -> None:
-            if _NEGATIVE_NUMBER.fullmatch(word):
-                state.largs.append(word)
-            else:
-                process(word, state)
-
-        parser._process_opts = process_options  # type: ignore[method-assign, assignment]
-        return parser
-
-
-@app.command()
+@app.command(cls=Command)
 def get(
     key: Key,
     path: Annotated[
@@ -112,7 +97,7 @@ def describe_entry(entry: Entry) -> str:
     return f'{{"key": {json.dumps(entry.key)}, "value": {entry.text}, {fields[1:]}'
 
 
-@app.command(name="set", cls=NegativeNumbers)
+@app.command(name="set", cls=Command)
 def set_(
     key: Key,
     value: Annotated[
@@ -161,19 +146,20 @@ def set_(
 def _read_value(value: str | None, string: bool) -> str:
     from ..json_values import check_json, dump_json
 
-    if value is None and sys.stdin.isatty():
+    if value is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("VALUE is missing; give it, or - for stdin, or @FILE")
+    # The newline that ends a line in the shell is not part of the text.
     if value is None or value == "-":
-        value = read_stdin()
+        value = read_stdin().removesuffix("\n")
     elif value.startswith("@"):
-        value = _read_file(value[1:])
+        value = _read_file(value[1:]).removesuffix("\n")
     if string:
-        # The newline that ends a line in the shell is not part of the text.
-        return dump_json(value.removesuffix("\n"))
+        return dump_json(value)
     try:
         check_json(value)
     except BadDataError as error:
-        raise BadDataError(f"the value is {error}; for text, use --string") from None
+        hint = "; for text, use --string" if str(error).startswith("not JSON") else ""
+        raise BadDataError(f"VALUE is refused: {error}{hint}") from None
     return value
 
 
@@ -182,7 +168,10 @@ def read_stdin() -> str:
 
     Raises:
         BadDataError: it is not UTF-8.
+        InputMissingError: it is closed.
     """
+    if sys.stdin is None:
+        raise InputMissingError("stdin is closed")
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
@@ -192,8 +181,6 @@ def read_stdin() -> str:
 def _read_file(name: str) -> str:
     from pathlib import Path
 
-    from ..errors import InputMissingError
-
     try:
         return Path(name).read_bytes().decode()
     except OSError as error:
@@ -202,7 +189,7 @@ def _read_file(name: str) -> str:
         raise BadDataError(f"{name} is not UTF-8") from None
 
 
-@app.command()
+@app.command(cls=Command)
 def rm(
     keys: Annotated[list[str], typer.Argument(autocompletion=complete_keys, help="The keys.")],
 ) -> None:
@@ -210,14 +197,14 @@ def rm(
     with_database(lambda database: database.kv.delete(*keys))
 
 
-@app.command()
+@app.command(cls=Command)
 def exists(key: Key) -> None:
     """Exit 0 if the key exists, 3 if not; print nothing."""
     if with_database(lambda database: database.kv.get_entry(key)) is None:
         raise typer.Exit(NotFoundError.exit_code)
 
 
-@app.command(cls=NegativeNumbers)
+@app.command(cls=Command)
 def incr(
     key: Key,
     by: Annotated[str, typer.Argument(help="A decimal number, also negative.")] = "1",
@@ -226,7 +213,7 @@ def incr(
     output.print_data(with_database(lambda database: database.kv.increment(key, by)))
 
 
-@app.command()
+@app.command(cls=Command)
 def ls(
     prefix: Annotated[
         str, typer.Argument(autocompletion=complete_keys, help="Only keys that start with this.")
@@ -244,7 +231,7 @@ def ls(
         raise UsageError("use one of --values, --long and --json")
     if not (values or long or as_json):
         for key in with_database(lambda database: database.kv.list_keys(prefix, limit)):
-            output.print_row(key)
+            sys.stdout.write(f"{_show_key(key)}\n")
         return
 
     async def entries(database: Database) -> list[Entry]:
@@ -260,6 +247,12 @@ def _print_entries(entries: list[Entry], long: bool, as_json: bool) -> None:
     for entry in entries:
         text = output.show_json(entry.text) if output.stdout_is_terminal() else entry.text
         times = (output.iso(entry.updated_at), output.iso(entry.expires_at) or "-")
-        head = (entry.key, entry.revision, *times) if long else (entry.key,)
-        cells = "\t".join(output.show_line(str(cell)) for cell in head)
-        sys.stdout.write(f"{cells}\t{text}\n")
+        head = (str(entry.revision), *times) if long else ()
+        sys.stdout.write("\t".join([_show_key(entry.key), *head, text]) + "\n")
+
+
+def _show_key(key: str) -> str:
+    """A key on a line of its own: in a pipe as it is, unless plain SQL put a control into it."""
+    if output.stdout_is_terminal() or _LINE_BREAKING.search(key):
+        return output.show_line(key)
+    return key

@@ -7,24 +7,42 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import BadDataError, InputMissingError, UsageError
 from . import output
+from .commands import Command
 from .session import complete_keys, duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
     from ..store.watch import Change
 
+# Longer than any line that is accepted, so that one without an end is refused, not collected.
+_PIECE_BYTES = 4_000_000
+
+
+class CommandBehindDashes(TyperCommand):
+    """A command whose argument `command` is all that stands behind `--`, and nothing else."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if ctx.params.get("command"):
+            raise UsageError("write -- before the command to run")
+        ctx.params["command"] = args[end + 1 :]
+        return rest
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the group `kv`."""
-    app.command(context_settings={"allow_interspersed_args": True})(watch)
-    app.command()(export)
-    app.command(name="import")(import_)
+    app.command(cls=CommandBehindDashes)(watch)
+    app.command(cls=Command)(export)
+    app.command(name="import", cls=Command)(import_)
 
 
 def watch(
@@ -59,26 +77,17 @@ def watch(
     assistant kv watch status_board
     assistant kv watch --prefix memory/ -- sh -c 'echo $ASSISTANT_KEY changed'
     """
-    if prefix is not None and key is not None:
-        # What stood before `--` was parsed as KEY: with --prefix it is part of the command.
-        command = [key, *(command or [])]
-        key = None
-    if key is None and prefix is None:
-        raise UsageError("give a key, or --prefix")
+    if (key is None) == (prefix is None):
+        raise UsageError("give either a key or --prefix")
     limit = duration(timeout) if timeout is not None else None
     shape = "json" if as_json else "entry" if key is None else "value"
 
     async def follow(database: Database) -> int:
-        from ..store.watch import Entry
-
         code = 0
         seen = 0
-        initial = await _initial_revisions(database, key, prefix or "") if no_initial else {}
-        changes = database.kv.watch(key, prefix=prefix or "")
+        changes = database.kv.watch(key, prefix=prefix or "", initial=not no_initial)
         async with aclosing(changes):
             async for change in changes:
-                if isinstance(change, Entry) and initial.get(change.key) == change.revision:
-                    continue
                 code = await _pass_on(change, shape, command)
                 seen += 1
                 if seen == count:
@@ -88,15 +97,6 @@ def watch(
     code = with_database(follow, timeout=limit)
     if code:
         raise typer.Exit(code)
-
-
-async def _initial_revisions(database: Database, key: str | None, prefix: str) -> dict[str, int]:
-    if key is None:
-        entries = await database.kv.list_entries(prefix)
-    else:
-        entry = await database.kv.get_entry(key)
-        entries = [entry] if entry else []
-    return {entry.key: entry.revision for entry in entries}
 
 
 async def _pass_on(change: Change, shape: str, command: list[str] | None) -> int:
@@ -150,7 +150,7 @@ def export(
         async with aclosing(database.kv.export(prefix)) as blocks:
             async for block in blocks:
                 if output.stdout_is_terminal():
-                    sys.stdout.write(output.show_json(block.decode()).replace("\\n", "\n"))
+                    sys.stdout.write(output.show_json(block.decode()))
                 else:
                     sys.stdout.buffer.write(block)
 
@@ -179,9 +179,12 @@ def import_(
 
 
 def _lines(file: str) -> Iterator[str]:
+    if file == "-" and sys.stdin is None:
+        raise InputMissingError("stdin is closed")
     try:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
-            for number, line in enumerate(stream, start=1):
+            pieces = iter(partial(stream.readline, _PIECE_BYTES), b"")
+            for number, line in enumerate(pieces, start=1):
                 try:
                     yield line.decode()
                 except UnicodeDecodeError:

@@ -10,6 +10,7 @@ import typer
 
 from ..errors import UsageError
 from . import output
+from .commands import Command
 from .session import duration, settings, with_database
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _AGENTS = ("conversation", "heartbeat")
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(run)
+    app.command(cls=Command)(run)
 
 
 def run(

@@ -13,6 +13,7 @@ import typer
 from ..errors import DeadlinePassedError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
+from .commands import Command
 from .session import duration, with_database
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(send)
+    app.command(cls=Command)(send)
 
 
 def send(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -33,6 +32,13 @@ def settings() -> Settings:
     return _settings or load_settings()
 
 
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run asynchronous work to its end."""
+    import asyncio
+
+    return asyncio.run(work)
+
+
 def with_database(
     work: Callable[[Database], Awaitable[T]],
     *,
@@ -55,10 +61,12 @@ def with_database(
         async with open_database(settings(), setup=setup, say=tell) as database:
             return await work(database)
 
-    return asyncio.run(_within(open_and_work(), timeout))
+    return run_async(_within(open_and_work(), timeout))
 
 
 async def _within(work: Awaitable[T], deadline: timedelta | None) -> T:
+    import asyncio
+
     limit = None if deadline is None else deadline.total_seconds()
     try:
         async with asyncio.timeout(limit) as bound:
@@ -112,7 +120,7 @@ def _complete(work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
             await database.close()
 
     try:
-        return asyncio.run(_within(ask(), timedelta(seconds=1)))
+        return run_async(_within(ask(), timedelta(seconds=1)))
     except Exception:
         return []
 

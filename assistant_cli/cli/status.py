@@ -10,6 +10,7 @@ import typer
 
 from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
 from . import output
+from .commands import Command
 from .session import Agents, duration, with_database
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _BUILT_IN = {"conversation", "heartbeat"}
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(status)
+    app.command(cls=Command)(status)
 
 
 def status(

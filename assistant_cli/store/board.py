@@ -13,7 +13,7 @@ from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, Leas
 from ..json_values import dump_json, load_json
 from ..messages import AgentStatus
 from .database import Database
-from .leases import Lease, find_holders
+from .leases import Lease, find_holders, forget_dead_holder
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
@@ -208,6 +208,9 @@ async def create_status_board(database: Database, lease: Lease | None = None) ->
     board = StatusBoard(database, lease)
     await board.read()
     agents = lease.agents if lease else AGENTS
+    if lease is None:
+        for agent in agents:
+            await forget_dead_holder(database, agent)
     updates = [board.update(agent, {"status": "idle", "detail": None}) for agent in agents]
     await asyncio.gather(*updates)
     return board

@@ -21,7 +21,7 @@ from .watch import Deleted, Entry, key_range, watch
 _SQL = load_queries(__file__)
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_STEPS = re.compile(rf'(?:{_QUOTED}|[^"?()\s])*')
+_STEPS = re.compile(rf'(?:{_QUOTED}|\[[^\]]*\]|[^"?()\[\s])*')
 _STEP = re.compile(rf'{_QUOTED}|\[[^\]]*\]|\*+(?:\{{[^}}]*\}})?(?![^.\[])|[^".\[\]]+')
 
 
@@ -102,10 +102,12 @@ class KeyValues:
 
         Raises:
             ConflictError: the key exists, or has another revision.
+            BadDataError: what a merge results in is too large.
         """
         check_key(key)
         check_json(text)
         create = create or if_revision == 0
+        lend = self._database.transaction if merge else self._database.connection
         query = _query_for_set(create, merge, if_revision)
         parameters = {
             "key": key,
@@ -114,8 +116,10 @@ class KeyValues:
             "merge": merge,
             "revision": if_revision,
         }
-        async with self._database.connection() as connection:
+        async with lend() as connection:
             row = await (await connection.execute(_SQL[query], parameters)).fetchone()
+            if row is not None and merge:
+                check_json(row[1])
         if row is not None:
             return int(row[0])
         if create:
@@ -158,6 +162,7 @@ class KeyValues:
 
     async def list_keys(self, prefix: str = "", limit: int | None = None) -> list[str]:
         """The keys that start with a prefix, in byte order."""
+        check_utf8(prefix, "the prefix")
         async with self._database.connection() as connection:
             parameters = {**key_range(prefix), "limit": limit}
             rows = await (await connection.execute(_SQL["list_keys"], parameters)).fetchall()
@@ -165,25 +170,37 @@ class KeyValues:
 
     async def list_entries(self, prefix: str = "", limit: int | None = None) -> list[Entry]:
         """The keys that start with a prefix, in byte order, with their values."""
+        check_utf8(prefix, "the prefix")
         async with self._database.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Entry))
             parameters = {**key_range(prefix), "limit": limit}
             return await (await cursor.execute(_SQL["list"], parameters)).fetchall()
 
     def watch(
-        self, key: str | None = None, *, prefix: str = "", poll: float = POLL_SECONDS
+        self,
+        key: str | None = None,
+        *,
+        prefix: str = "",
+        initial: bool = True,
+        poll: float = POLL_SECONDS,
     ) -> AsyncGenerator[Entry | Deleted]:
         """Yield the current entries, then each change, for one key or all of a prefix.
 
         Changes in quick succession may come as one; the last state always comes. Outlives
-        lost connections and server restarts. `poll`: seconds after which to look unasked.
+        lost connections and server restarts.
+
+        Args:
+            initial: False leaves out what is there at the start.
+            poll: seconds after which to look unasked.
         """
         if key is not None:
             check_key(key)
-        return watch(self._database, key, prefix, poll)
+        check_utf8(prefix, "the prefix")
+        return watch(self._database, key, prefix, initial, poll)
 
     def export(self, prefix: str = "") -> AsyncGenerator[bytes]:
         """Yield blocks of `{"key": …, "value": …}` lines, in key order, in constant memory."""
+        check_utf8(prefix, "the prefix")
         return export_lines(self._database, prefix)
 
     async def import_lines(

@@ -28,7 +28,7 @@ VALUES (
     clock_timestamp() + %(ttl)s)
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
 WHERE kv.expires_at <= clock_timestamp()
-RETURNING revision;
+RETURNING revision, CASE WHEN %(merge)s THEN value::text END;
 
 -- name: merge
 INSERT INTO public.kv (key, value, expires_at)
@@ -39,7 +39,7 @@ ON CONFLICT (key) DO UPDATE SET
         CASE WHEN kv.expires_at <= clock_timestamp() THEN '{}' ELSE kv.value END,
         %(value)s::jsonb),
     expires_at = coalesce(excluded.expires_at, kv.expires_at)
-RETURNING revision;
+RETURNING revision, value::text;
 
 -- name: replace_at_revision
 UPDATE public.kv SET
@@ -49,7 +49,7 @@ UPDATE public.kv SET
         THEN coalesce(clock_timestamp() + %(ttl)s, expires_at) ELSE clock_timestamp() + %(ttl)s END
 WHERE key = %(key)s AND revision = %(revision)s
     AND (expires_at IS NULL OR expires_at > clock_timestamp())
-RETURNING revision;
+RETURNING revision, CASE WHEN %(merge)s THEN value::text END;
 
 -- name: increment
 INSERT INTO public.kv AS kv (key, value)

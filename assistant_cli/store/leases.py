@@ -74,7 +74,8 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
         )
         tokens = [row[0] for row in await cursor.fetchall()]
         if len(tokens) < len(agents):
-            raise _held(await _holders(connection, agents))
+            holders = await _holders(connection, agents)
+            raise _held([holder for holder in holders if holder.token not in tokens])
         await connection.execute(_SQL["announce"])
     return Lease(tuple(agents), tokens[0])
 

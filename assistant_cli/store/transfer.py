@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Iterable
 from typing import Literal
 
@@ -14,6 +15,7 @@ from .queries import load_queries
 
 _SQL = load_queries(__file__)
 _BLOCK_CHARACTERS = 1 << 16
+_LINE_END = re.compile(r"[\r\n]")
 
 OnConflict = Literal["fail", "skip", "replace"]
 
@@ -38,19 +40,23 @@ async def import_lines(
         connection.transaction(force_rollback=dry_run),
     ):
         await connection.execute(_SQL["create_incoming"])
-        await _copy_in(connection, lines)
+        count = await _copy_in(connection, lines)
         if on_conflict == "fail":
             row = await (await connection.execute(_SQL["find_conflict"])).fetchone()
             if row is not None:
-                raise ConflictError(f"the key {row[0]!r} exists already; nothing was imported")
+                what = "comes twice" if row[1] else "exists already"
+                raise ConflictError(f"the key {row[0]!r} {what}; nothing was imported")
         query = "store_replacing" if on_conflict == "replace" else "store_skipping"
-        return (await connection.execute(_SQL[query])).rowcount
+        written = (await connection.execute(_SQL[query])).rowcount
+        if on_conflict == "fail" and written < count:
+            raise ConflictError("a key came into being meanwhile; nothing was imported")
+        return written
 
 
-async def _copy_in(connection: Connection, lines: Iterable[str]) -> None:
+async def _copy_in(connection: Connection, lines: Iterable[str]) -> int:
     async with connection.cursor() as cursor, cursor.copy(_SQL["copy_incoming"]) as copy:
         block: list[str] = []
-        size = 0
+        count = size = 0
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -58,11 +64,13 @@ async def _copy_in(connection: Connection, lines: Iterable[str]) -> None:
                 check_entry_line(line)
             except BadDataError as error:
                 raise BadDataError(f"line {number}: {error}; nothing was imported") from None
-            # Between tokens, the only place JSON allows it, a carriage return means nothing.
-            block.append(line.strip().replace("\r", " "))
+            # Between tokens, the only place JSON allows them, the ends of lines mean nothing.
+            block.append(_LINE_END.sub(" ", line.strip()))
+            count += 1
             size += len(line)
             if size > _BLOCK_CHARACTERS:
                 await copy.write("\n".join(block) + "\n")
                 block, size = [], 0
         if block:
             await copy.write("\n".join(block) + "\n")
+    return count

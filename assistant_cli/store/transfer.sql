@@ -30,9 +30,9 @@ ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = NULL
 WHERE kv.expires_at <= clock_timestamp();
 
 -- name: find_conflict
-SELECT entry ->> 'key' AS key FROM incoming
-GROUP BY 1 HAVING count(*) > 1 OR EXISTS (
-    SELECT FROM public.kv
-    WHERE kv.key = entry ->> 'key' AND (expires_at IS NULL OR expires_at > clock_timestamp())
-)
+SELECT given.key, given.lines > 1 AS comes_twice
+FROM (SELECT entry ->> 'key' AS key, count(*) AS lines FROM incoming GROUP BY 1) AS given
+LEFT JOIN public.kv USING (key)
+WHERE given.lines > 1
+    OR (kv.key IS NOT NULL AND (expires_at IS NULL OR expires_at > clock_timestamp()))
 LIMIT 1;

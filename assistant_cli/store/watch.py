@@ -46,10 +46,10 @@ Change = Entry | Deleted
 
 
 async def watch(
-    database: Database, key: str | None, prefix: str, poll: float
+    database: Database, key: str | None, prefix: str, initial: bool, poll: float
 ) -> AsyncGenerator[Change]:
     """Yield the current entries and then each change. See `KeyValues.watch`."""
-    watcher = _Watcher(key, prefix)
+    watcher = _Watcher(key, prefix, initial)
     async with aclosing(follow(database, CHANNEL, watcher.read, poll=poll)) as states:
         async for changes in states:
             for change in changes:
@@ -59,12 +59,17 @@ async def watch(
 class _Watcher:
     """Remembers the revisions it has shown, so that a hint in vain shows nothing."""
 
-    def __init__(self, key: str | None, prefix: str) -> None:
+    def __init__(self, key: str | None, prefix: str, initial: bool) -> None:
         self._key = key
         self._prefix = prefix
+        self._silent = not initial
         self._shown: dict[str, int] = {}
 
     async def read(self, connection: Connection, hints: Hints) -> list[Change] | None:
+        if self._silent:
+            self._shown = await self._revisions(connection)
+            self._silent = False
+            return None
         keys = await self._candidates(connection, hints)
         if not keys:
             return None
@@ -81,10 +86,16 @@ class _Watcher:
             return {key for key in hints if self._concerns(key)}
         if self._key is not None:
             return {self._key}
-        cursor = await connection.execute(_SQL["revisions"], key_range(self._prefix))
-        revisions = {row[0]: row[1] for row in await cursor.fetchall()}
+        revisions = await self._revisions(connection)
         changed = {key for key, revision in revisions.items() if self._shown.get(key) != revision}
         return changed | (self._shown.keys() - revisions.keys())
+
+    async def _revisions(self, connection: Connection) -> dict[str, int]:
+        if self._key is not None:
+            cursor = await connection.execute(_SQL["revision"], {"key": self._key})
+        else:
+            cursor = await connection.execute(_SQL["revisions"], key_range(self._prefix))
+        return {row[0]: row[1] for row in await cursor.fetchall()}
 
     def _concerns(self, key: str) -> bool:
         return key == self._key if self._key is not None else key.startswith(self._prefix)

@@ -1,3 +1,8 @@
+-- name: revision
+SELECT key, revision
+FROM public.kv
+WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
+
 -- name: revisions
 SELECT key, revision
 FROM public.kv

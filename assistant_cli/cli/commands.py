@@ -1,0 +1,68 @@
+"""Typer's commands without the price of what they do not use.
+
+Typer 0.29 builds a pydantic adapter for every parameter, also for plain text, and importing
+pydantic takes as long as everything else that `kv get` does. Text needs no conversion, and a
+default that has its type already needs none either; for the rest Typer converts as ever.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from typer._coercion import build_runtime_param
+from typer.core import TyperCommand, TyperGroup
+
+_NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
+
+
+class _Conversion:
+    """Stands in for Typer's conversion of one parameter."""
+
+    def __init__(self, descriptor: Any) -> None:
+        self._descriptor = descriptor
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        several = param.multiple or param.nargs == -1
+        if value is None:
+            return () if several else None
+        annotation = self._descriptor.annotation
+        if annotation == list[str]:
+            return list(value)
+        if isinstance(annotation, type) and isinstance(value, annotation):
+            return value
+        return build_runtime_param(self._descriptor).coerce(value, param=param, ctx=ctx)
+
+
+def _lighten(parameters: Sequence[Any]) -> list[Any]:
+    for parameter in parameters:
+        parameter._runtime_param = _Conversion(parameter.type_descriptor)
+    return list(parameters)
+
+
+class Command(TyperCommand):
+    """A command; `-5` is a value to it, while `--bogus` is still no option."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _lighten(super().get_params(ctx))
+
+    def make_parser(self, ctx: Any) -> Any:
+        parser = super().make_parser(ctx)
+        process = parser._process_opts
+
+        def process_options(word: str, state: Any) -> None:
+            if _NEGATIVE_NUMBER.fullmatch(word):
+                state.largs.append(word)
+            else:
+                process(word, state)
+
+        parser._process_opts = process_options  # type: ignore[method-assign, assignment]
+        return parser
+
+
+class Group(TyperGroup):
+    """A group of such commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _lighten(super().get_params(ctx))
