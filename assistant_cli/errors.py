@@ -84,6 +84,12 @@ class ConfigurationError(AssistantError):
     exit_code = 78
 
 
+class ClosedPipeError(AssistantError):
+    """Whoever read stdout has left; nothing is said about it."""
+
+    exit_code = 141
+
+
 class DeadlinePassedError(AssistantError):
     """What was waited for did not happen in time."""
 

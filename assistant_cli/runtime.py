@@ -204,15 +204,11 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
 
 
 def _create_agents(host: Host, options: RunOptions) -> list[HostedAgent]:
-    def is_busy() -> bool:
-        entry = host.board.get().get(CONVERSATION) or {}
-        return bool(entry.get("status") == "running")
-
     agents: list[HostedAgent] = []
     if CONVERSATION in options.agents:
         agents.append(ConversationAgent(host))
     if HEARTBEAT in options.agents:
-        agents.append(HeartbeatAgent(host, options.heartbeat, is_busy))
+        agents.append(HeartbeatAgent(host, options.heartbeat))
     return agents
 
 
@@ -293,10 +289,13 @@ async def _leave(database: Database, board: StatusBoard | None, lease: Lease) ->
     """Write idle and give the agents back, as far as the database lets us in a moment."""
     try:
         async with asyncio.timeout(_LAST_WRITES_SECONDS):
-            if board is not None:
-                idle = {"status": "idle", "detail": None}
-                await asyncio.gather(*(board.update(agent, idle) for agent in lease.agents))
+            idle = {"status": "idle", "detail": None}
+            writes = [board.update(agent, idle) for agent in lease.agents] if board else []
+            results = await asyncio.gather(*writes, return_exceptions=True)
+            # What was lost to another process stays with it; the rest must not wait to lapse.
             await leases.release(database, lease)
+        for refused in filter(None, results):
+            raise refused
     except (AssistantError, TimeoutError) as error:
         log.warning("could not leave in order: %s", error)
     else:

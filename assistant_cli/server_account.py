@@ -261,6 +261,15 @@ def server_programs(folder: Path) -> Path:
     return copy / package.name / _INSTALLATION / "bin"
 
 
+def bundled_programs() -> Path:
+    """The folder of all programs of the wheel, the client's too.
+
+    Raises:
+        ConfigurationError: the wheel has no programs for this platform.
+    """
+    return _wheel_folder() / _INSTALLATION / "bin"
+
+
 def _wheel_folder() -> Path:
     # Importing the package would make folders and open a lock shared by all users.
     import importlib.util

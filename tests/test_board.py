@@ -362,7 +362,7 @@ async def test_a_new_board_refuses_while_a_running_process_holds_an_agent(
     database: Database, dsn: str, sql: psycopg.Connection[Any]
 ) -> None:
     await leases.acquire(database, ["heartbeat"])
-    with pytest.raises(ConflictError, match="heartbeat is held by host .*, pid "):
+    with pytest.raises(ConflictError, match=r"heartbeat is held by host .*, pid "):
         await create_status_board(database)
     assert "heartbeat" not in (stored(sql) or {})
 

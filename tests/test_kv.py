@@ -192,7 +192,7 @@ DOCUMENT = """{
         ("$.items[*] ? (@.price > 2).name", ['"b"']),
         ("strict $.items[0].name", ['"a"']),
         ("lax $.items.name", ['"a"', '"b"']),
-        ("heartbeat.*", ['"running"', "null"]),
+        ("heartbeat.*", ["null", '"running"']),
         ("*.status", ['"running"']),
         ("**.status", ['"running"']),
         ("items[0].price + 1", ["2"]),
@@ -501,7 +501,8 @@ async def test_what_is_exported_can_be_imported(kv: KeyValues) -> None:
     before = [(entry.key, entry.text) for entry in await kv.list_entries()]
     lines = (await exported(kv)).decode().split("\n")
     assert lines.pop() == ""
-    assert [json.loads(line)["key"] for line in lines] == [key for key, _ in before]
+    keys = [json.loads(line, parse_int=str)["key"] for line in lines]
+    assert keys == [key for key, _ in before]
     await kv.delete(*(key for key, _ in before))
     assert await kv.import_lines(lines, on_conflict="fail") == len(before)
     assert [(entry.key, entry.text) for entry in await kv.list_entries()] == before

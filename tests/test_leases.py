@@ -269,7 +269,7 @@ async def test_a_holder_that_lives_is_respected_and_one_that_was_killed_is_not_w
         await leases.acquire(database, ["a"])
     holder.send_signal(signal.SIGKILL)
     # Not yet waited for, so it is a zombie: gone all the same.
-    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 (killed above)
     (found,) = await leases.find_holders(database, ["a"])
     assert (found.live, found.gone) == (True, True)
     assert (await leases.acquire(database, ["a"])).token > found.token
@@ -304,7 +304,7 @@ def test_status_on_the_same_host_says_stale_at_once(
     assistant: CommandLine, holder: subprocess.Popen[str], sql: psycopg.Connection[Any]
 ) -> None:
     assistant("report", "other", "idle")
-    sql.execute("UPDATE kv SET value = '{\"a\": {\"status\": \"running\", \"detail\": null}}'")
+    sql.execute('UPDATE kv SET value = \'{"a": {"status": "running", "detail": null}}\'')
     assert assistant("status", "a", "--check").code == 0
     holder.kill()
     holder.wait()

@@ -93,8 +93,16 @@ def test_a_plain_kv_table_is_adopted_with_its_values(empty_dsn: str) -> None:
 def test_a_kv_table_of_another_kind_is_refused_and_left_alone(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
         connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT)")
+
+    async def adopt() -> None:
+        database = Database(empty_dsn)
+        try:
+            await migrate(database)
+        finally:
+            await database.close()
+
     with pytest.raises(ConfigurationError, match="not jsonb"):
-        asyncio.run(migrate(Database(empty_dsn)))
+        asyncio.run(adopt())
     with psycopg.connect(empty_dsn) as connection:
         row = connection.execute("SELECT to_regnamespace('assistant')").fetchone()
         assert row == (None,)

@@ -21,6 +21,7 @@ _WHEN = re.compile(
     re.DOTALL,
 )
 _MAX_HISTORY = 100
+_FURTHEST = timedelta(days=3660)
 
 _HELP = """\
 /status                    what the agents are doing
@@ -95,6 +96,8 @@ async def _remind(call: _Call) -> Reply:
     due_at, text = parsed
     if due_at <= call.clock.now():
         return call.reply(f"{_local(due_at)} is over already.")
+    if due_at > call.clock.now() + _FURTHEST:
+        return call.reply("That is too far off; ten years is the limit.")
     return call.reply(f"I will remind you at {_local(due_at)}.", Remind(text, due_at))
 
 
@@ -131,10 +134,9 @@ _COMMANDS: dict[str, Callable[[_Call], Awaitable[Reply]]] = {
 
 def _parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
     """The time and the text of a reminder; times of day are of the host's time zone."""
-    first, _, rest = argument.partition(" ")
     try:
-        if rest.strip():
-            return now + parse_duration(first), rest.strip()
+        first, text = argument.split(maxsplit=1)
+        return now + parse_duration(first), text
     except ValueError:
         pass
     match = _WHEN.fullmatch(argument)
@@ -142,7 +144,7 @@ def _parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
         return None
     try:
         return _moment(match["date"], match["time"], now), match["text"].strip()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

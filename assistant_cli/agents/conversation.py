@@ -25,7 +25,7 @@ class ConversationAgent:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._work = asyncio.Event()
-        self._retry_seconds: float | None = None
+        self._obeyed: list[Reply] = []
 
     async def recover(self) -> None:
         await inbox.recover(self._host.database, self._host.lease.token)
@@ -33,6 +33,7 @@ class ConversationAgent:
     async def claim(self) -> Turn | None:
         host = self._host
         self._work.clear()
+        self._obeyed = []
         return await inbox.claim_turn(host.database, host.lease.token, host.model.name)
 
     def describe(self, turn: Turn) -> str:
@@ -43,9 +44,8 @@ class ConversationAgent:
         host = self._host
         commands = [message for message in turn.messages if is_command(message)]
         texts = [message for message in turn.messages if not is_command(message)]
-        replies = [await obey(message, host.database, host.clock) for message in commands]
-        if texts:
-            replies.append(await self._ask_model(turn, texts))
+        self._obeyed = [await obey(message, host.database, host.clock) for message in commands]
+        replies = [*self._obeyed, *([await self._ask_model(turn, texts)] if texts else [])]
 
         async def finish() -> Outcome:
             await inbox.answer_turn(host.database, host.lease.token, turn, replies)
@@ -63,9 +63,16 @@ class ConversationAgent:
         return Reply(texts, await self._host.model.reply(prompt))
 
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        # A command is obeyed and answered also where the model fails beside it.
         host = self._host
         await inbox.fail_turn(
-            host.database, host.lease.token, turn, outcome, error, host.retry_delay
+            host.database,
+            host.lease.token,
+            turn,
+            outcome,
+            error,
+            host.retry_delay,
+            replies=self._obeyed,
         )
 
     async def wait(self) -> bool:

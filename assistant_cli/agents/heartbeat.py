@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from ..messages import MAIN_CONVERSATION, Outcome, Turn
 from ..models import SILENCE, Prompt
 from ..store import heartbeat
+from ..store.board import StatusBoard
 from . import HEARTBEAT
 from .loop import Finish, Host
 
@@ -33,24 +33,18 @@ class HeartbeatAgent:
 
     name = HEARTBEAT
 
-    def __init__(
-        self, host: Host, interval: timedelta | None, is_busy: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, host: Host, interval: timedelta | None) -> None:
         self._host = host
         self._interval = interval
-        self._is_busy = is_busy
         self._wake = asyncio.Event()
-        self._last_tick: datetime | None = None
         self._next_tick: datetime | None = None
 
     async def recover(self) -> None:
         host = self._host
         await heartbeat.recover(host.database, host.lease.token)
-        now = host.clock.now()
-        self._last_tick = await heartbeat.read_last_tick(host.database)
+        last_tick = await heartbeat.read_last_tick(host.database)
         if self._interval is not None:
-            # An anchor in the future is a clock that was set back.
-            self._next_tick = min(self._last_tick, now) + self._interval if self._last_tick else now
+            self._next_tick = _first_tick(last_tick, self._interval, host.clock.now())
         await heartbeat.announce_next_tick(host.database, host.lease.token, self._next_tick)
 
     async def claim(self) -> Turn | None:
@@ -78,10 +72,9 @@ class HeartbeatAgent:
         if turn.trigger == "reminder":
             now = host.clock.now()
             return lambda: heartbeat.deliver_reminders(host.database, token, turn, now)
-        if self._is_busy():
+        if await heartbeat.is_busy(host.database):
             return lambda: self._skip(turn)
-        since, self._last_tick = self._last_tick, host.clock.now()
-        thought = await self._reflect(turn, since)
+        thought = await self._reflect(turn)
         return lambda: heartbeat.finish_tick(host.database, token, turn, thought, _PATIENCE)
 
     async def _skip(self, turn: Turn) -> Outcome:
@@ -91,16 +84,18 @@ class HeartbeatAgent:
         )
         return "skipped"
 
-    async def _reflect(self, turn: Turn, since: datetime | None) -> str | None:
+    async def _reflect(self, turn: Turn) -> str | None:
         host = self._host
         if not host.model.reflects:
             return None
-        news = await heartbeat.count_news(host.database, since)
+        news = await heartbeat.count_news(host.database)
         if not news:
             return None
         now = host.clock.now().astimezone().isoformat(" ", "minutes")
-        board = host.board.format()
-        text = _PROMPT.format(now=now, board=board, news=news, silence=SILENCE)
+        # Not the host's own board: another process may hold the other agent.
+        board = StatusBoard(host.database)
+        await board.read()
+        text = _PROMPT.format(now=now, board=board.format(), news=news, silence=SILENCE)
         thought = (
             await host.model.reply(Prompt(text, self.name, MAIN_CONVERSATION, turn.id))
         ).strip()
@@ -122,3 +117,14 @@ class HeartbeatAgent:
     def wake(self) -> None:
         """Look again at what is due."""
         self._wake.set()
+
+
+def _first_tick(last: datetime | None, interval: timedelta, now: datetime) -> datetime:
+    """When to tick first, anchored to the last tick.
+
+    An anchor in the future is a clock that was set back. A little is waited for; else one that
+    is far off would put the tick off with every restart.
+    """
+    if last is None or last > now + interval:
+        return now
+    return min(last, now) + interval

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, TypeVar
@@ -18,7 +19,7 @@ from ..durations import format_duration
 from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
 from ..messages import AgentStatus, Outcome, Turn
 from ..models import Model
-from ..store.board import StatusBoard
+from ..store.board import StatusBoard, shorten_detail
 from ..store.database import Database
 from ..store.inbox import RETRY_DELAY
 from ..store.leases import Lease
@@ -39,7 +40,6 @@ class Host:
 
     Attributes:
         stopping: set when no further turn may be claimed.
-        news: set when messages or reminders may have changed.
         turn_timeout: the deadline of a turn.
         retry_delay: the pause before a message is tried again.
         until_idle: agents leave when they have nothing to do.
@@ -71,8 +71,9 @@ class Agent(Protocol):
         """What the board shows while the turn runs."""
 
     async def execute(self, turn: Turn) -> Finish:
-        """The long part. No connection is held meanwhile, and nothing is kept yet.
+        """The long part; called again where the database goes away before the model is asked.
 
+        No connection is held meanwhile, and nothing is kept yet.
         Returns what keeps the result in one transaction; it may be called again after a
         lost connection.
         """
@@ -90,28 +91,38 @@ async def run_agent(agent: Agent, host: Host) -> int:
     Raises:
         LeaseLostError: another process took the agent over.
     """
-    await patiently(agent.recover)
-    failed = in_a_row = 0
+    failed = in_a_row = unreachable = 0
+    recovered = False
     while not host.stopping.is_set():
-        turn = await _claim(agent)
+        try:
+            if not recovered:
+                await agent.recover()
+                recovered = True
+            turn = await agent.claim()
+            if turn is None and not await agent.wait() and host.until_idle:
+                break
+        except DatabaseUnreachableError as error:
+            if not unreachable:
+                log.warning("%s: waiting for the database: %s", agent.name, error)
+            # The claim may have been committed all the same; then nobody executes that turn.
+            recovered = False
+            unreachable += 1
+            await _pause(host, unreachable)
+            continue
+        unreachable = 0
         if turn is not None:
             succeeded = await _run_turn(agent, host, turn)
             failed += not succeeded
             in_a_row = 0 if succeeded else in_a_row + 1
-            await asyncio.sleep(_backoff(in_a_row))
-        elif not await patiently(agent.wait) and host.until_idle:
-            break
+            await _pause(host, in_a_row)
     return failed
 
 
-async def _claim(agent: Agent) -> Turn | None:
-    try:
-        return await agent.claim()
-    except DatabaseUnreachableError as error:
-        log.warning("%s: waiting for the database: %s", agent.name, error)
-        # The claim may have been committed all the same; then nobody executes that turn.
-        await patiently(agent.recover)
-        return None
+async def _pause(host: Host, failures: int) -> None:
+    """Pause after so many failures in a row, or until the host stops."""
+    if failures:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(host.stopping.wait(), _backoff(failures))
 
 
 async def patiently(operation: Callable[[], Awaitable[T]]) -> T:
@@ -165,7 +176,7 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     """Execute a turn and keep its result; returns its outcome, and why it failed."""
     try:
         async with asyncio.timeout(host.turn_timeout.total_seconds()):
-            finish = await agent.execute(turn)
+            finish = await patiently(lambda: agent.execute(turn))
         return await patiently(finish), None
     except LeaseLostError:
         raise
@@ -185,4 +196,5 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
 
 
 async def _show(agent: Agent, host: Host, status: AgentStatus, detail: str | None) -> None:
-    await patiently(lambda: host.board.update(agent.name, {"status": status, "detail": detail}))
+    entry = {"status": status, "detail": detail and shorten_detail(detail)}
+    await patiently(lambda: host.board.update(agent.name, entry))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import AssistantError
+from ..errors import AssistantError, ClosedPipeError
 from . import (
     board,
     commands,
@@ -111,12 +111,12 @@ def run_command_line(arguments: list[str]) -> int:
     try:
         result = app(_global_options_first(arguments), prog_name="assistant", standalone_mode=False)
         sys.stdout.flush()
+    except (BrokenPipeError, ClosedPipeError):
+        code = ClosedPipeError.exit_code
+        _silence_stdout()
     except AssistantError as error:
         code = error.exit_code
         _report(str(error))
-    except BrokenPipeError:
-        code = 141
-        _silence_stdout()
     except typer.Abort:
         code = 130
     except Exception as error:

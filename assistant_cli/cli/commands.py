@@ -14,6 +14,8 @@ from typing import Any
 from typer._coercion import build_runtime_param
 from typer.core import TyperCommand, TyperGroup
 
+from ..errors import ClosedPipeError
+
 _NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
 
 
@@ -46,6 +48,13 @@ class Command(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _lighten(super().get_params(ctx))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Typer would exit with 1, which is left to crashes.
+            raise ClosedPipeError from None
 
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)

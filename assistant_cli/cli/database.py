@@ -102,9 +102,9 @@ def shell() -> None:
 def _find_psql() -> str:
     found = shutil.which("psql")
     if found is None:
-        from ..server_process import find_programs
+        from ..server_account import bundled_programs
 
-        bundled = find_programs() / "psql"
+        bundled = bundled_programs() / "psql"
         found = str(bundled) if bundled.exists() else None
     if found is None:
         raise ConfigurationError("there is no psql; install PostgreSQL's client programs")

@@ -90,6 +90,23 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
+def log_to_stderr(level: int, form: str) -> None:
+    """Write what the library logs to stderr, a line an event, times in UTC."""
+    import logging
+    import time
+
+    class OneLine(logging.Formatter):
+        converter = staticmethod(time.gmtime)
+
+        def format(self, record: logging.LogRecord) -> str:
+            head, newline, trace = super().format(record).partition("\nTraceback")
+            return show_line(head) + newline + show_text(trace)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine(form, datefmt="%Y-%m-%dT%H:%M:%SZ"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def iso(moment: datetime | None) -> str | None:
     """A time as documents carry it: UTC, such as `2026-11-23T10:00:00Z`."""
     if moment is None:

@@ -75,7 +75,7 @@ def run(
         turn_timeout=duration(configured.turn_timeout),
     )
     chosen = get_model(configured.model if model is None else model, configured.database_url)
-    _log_to_stderr()
+    output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
 
     async def host(database: Database) -> None:
         await host_agents(database, chosen, options)
@@ -97,20 +97,3 @@ def _interval(text: str) -> timedelta | None:
     if interval < timedelta(seconds=1):
         raise UsageError(f"a heartbeat every {text} is too often; one second is the least")
     return interval
-
-
-def _log_to_stderr() -> None:
-    import time
-
-    class OneLine(logging.Formatter):
-        converter = staticmethod(time.gmtime)
-
-        def format(self, record: logging.LogRecord) -> str:
-            head, newline, trace = super().format(record).partition("\nTraceback")
-            return output.show_line(head) + newline + output.show_text(trace)
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        OneLine("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -11,7 +11,7 @@ import typer
 from ..durations import parse_duration
 from ..errors import DeadlinePassedError, UsageError
 from ..settings import Settings, load_settings
-from .output import tell
+from .output import log_to_stderr, tell
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -56,7 +56,11 @@ def with_database(
     """
 
     async def open_and_work() -> T:
+        import logging
+
         from ..store.opening import open_database
+
+        log_to_stderr(logging.WARNING, "assistant: %(message)s")
 
         async with open_database(settings(), setup=setup, say=tell) as database:
             return await work(database)

@@ -45,7 +45,7 @@ def print_table(snapshot: Snapshot, rows: list[AgentRow]) -> None:
 
 def draw(snapshot: Snapshot, rows: list[AgentRow], now: datetime) -> Group:
     """The board as of `now`, which may be later than the snapshot."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("AGENT", "STATUS", "DETAIL", "SINCE", "PROCESS"):
         table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
     for row in rows:
@@ -141,7 +141,7 @@ class _Screen:
 
 def print_history(events: list[Transition]) -> None:
     """Print transitions, oldest first, in local time."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("TIME", "AGENT", "STATUS", "DETAIL"):
         table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
     for event in events:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from contextlib import suppress
+from dataclasses import dataclass
 
 from . import ModelError, Prompt
 
 _MAX_REPLY_BYTES = 1_000_000
 _MAX_ERROR_CHARACTERS = 2_000
+_BLOCK_BYTES = 65_536
 _GRACE_SECONDS = 2.0
 
 
@@ -30,25 +32,19 @@ class CommandModel:
         self._database_url = database_url
 
     async def reply(self, prompt: Prompt) -> str:
-        # In a session of its own: Ctrl-C in the terminal is the assistant's to handle, and
-        # a deadline can end the command with all it started.
-        process = await asyncio.create_subprocess_exec(
-            "/bin/sh",
-            "-c",
-            self._command,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            start_new_session=True,
-            env=self._environment(prompt),
-        )
+        starting = asyncio.create_task(_start(self._command, self._environment(prompt)))
         try:
-            stdout, stderr = await _communicate(process, prompt.text.encode() + b"\n")
-        except BaseException:
-            await _end(process)
+            running = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await _end(await starting)
             raise
-        if process.returncode:
-            raise ModelError(_describe_failure(process.returncode, stderr))
+        try:
+            stdout, stderr = await _communicate(running.process, prompt.text.encode() + b"\n")
+        except BaseException:
+            await _end(running)
+            raise
+        if running.process.returncode:
+            raise ModelError(_describe_failure(running.process.returncode, stderr))
         return _decode(stdout).rstrip("\n")
 
     def _environment(self, prompt: Prompt) -> dict[str, str]:
@@ -60,6 +56,32 @@ class CommandModel:
         if self._database_url:
             facts["ASSISTANT_DATABASE_URL"] = self._database_url
         return {**os.environ, **facts}
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A command, and the transport that lets go of its pipes."""
+
+    process: Process
+    transport: asyncio.SubprocessTransport
+
+
+async def _start(command: str, environment: dict[str, str]) -> _Running:
+    loop = asyncio.get_running_loop()
+    # In a session of its own: Ctrl-C in the terminal is the assistant's to handle, and
+    # a deadline can end the command with all it started.
+    transport, protocol = await loop.subprocess_exec(
+        lambda: SubprocessStreamProtocol(limit=_BLOCK_BYTES, loop=loop),
+        "/bin/sh",
+        "-c",
+        command,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        start_new_session=True,
+        env=environment,
+    )
+    return _Running(Process(transport, protocol, loop), transport)
 
 
 async def _communicate(process: Process, prompt: bytes) -> tuple[bytes, bytes]:
@@ -83,7 +105,7 @@ async def _feed(stdin: asyncio.StreamWriter, prompt: bytes) -> None:
 
 async def _read_limited(stream: asyncio.StreamReader) -> bytes:
     reply = bytearray()
-    while block := await stream.read(65_536):
+    while block := await stream.read(_BLOCK_BYTES):
         reply += block
         if len(reply) > _MAX_REPLY_BYTES:
             raise ModelError(f"the command's reply is larger than {_MAX_REPLY_BYTES:,} bytes")
@@ -92,20 +114,30 @@ async def _read_limited(stream: asyncio.StreamReader) -> bytes:
 
 async def _read_tail(stream: asyncio.StreamReader) -> bytes:
     tail = b""
-    while block := await stream.read(65_536):
+    while block := await stream.read(_BLOCK_BYTES):
         tail = (tail + block)[-4 * _MAX_ERROR_CHARACTERS :]
     return tail
 
 
-async def _end(process: Process) -> None:
+async def _end(running: _Running) -> None:
     """End the command and all it started: politely, then not."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    process = running.process
+    # `wait` waits for the pipes as well, and what left the group may hold them for ever.
+    for pipe in filter(None, map(running.transport.get_pipe_transport, range(3))):
+        pipe.close()
+    try:
+        _signal_group(process.pid, signal.SIGTERM)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
+    finally:
+        _signal_group(process.pid, signal.SIGKILL)
     await process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    # macOS does not permit it where only zombies are left.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def _describe_failure(code: int, stderr: bytes) -> str:

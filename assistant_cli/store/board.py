@@ -212,5 +212,8 @@ async def create_status_board(database: Database, lease: Lease | None = None) ->
         for agent in agents:
             await forget_dead_holder(database, agent)
     updates = [board.update(agent, {"status": "idle", "detail": None}) for agent in agents]
-    await asyncio.gather(*updates)
+    # All of them end before this does, also where one is refused.
+    for result in await asyncio.gather(*updates, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
     return board

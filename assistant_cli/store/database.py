@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -40,10 +40,24 @@ class Database:
     asks one question would pay for its workers.
     """
 
-    def __init__(self, dsn: str, *, limit: int = 8) -> None:
-        """`dsn`: a libpq connection string; `limit`: connections open at once."""
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        limit: int = 8,
+        revive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """A database that is connected to when it is used.
+
+        Args:
+            dsn: a libpq connection string.
+            limit: connections open at once.
+            revive: called when nobody answers, before the one further attempt.
+        """
         self.dsn = dsn
+        self._revive = revive
         self._idle: list[Connection] = []
+        self._closed = False
         self._slots = asyncio.Semaphore(limit)
 
     @cached_property
@@ -61,6 +75,15 @@ class Database:
             NotPermittedError: the server refuses the user or the password.
             DatabaseUnreachableError: nobody answers.
         """
+        try:
+            return await self._connect()
+        except DatabaseUnreachableError:
+            if self._revive is None:
+                raise
+        await self._revive()
+        return await self._connect()
+
+    async def _connect(self) -> Connection:
         parameters = parse_dsn(self.dsn)
         parameters.setdefault("connect_timeout", CONNECT_SECONDS)
         parameters.setdefault("application_name", "assistant")
@@ -106,6 +129,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
+        self._closed = True
         while self._idle:
             await self._idle.pop().close()
 
@@ -118,7 +142,8 @@ class Database:
         return await self.connect()
 
     async def _give_back(self, connection: Connection) -> None:
-        if connection.pgconn.transaction_status == pq.TransactionStatus.IDLE:
+        reusable = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        if reusable and not self._closed:
             self._idle.append(connection)
         else:
             await connection.close()

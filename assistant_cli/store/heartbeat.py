@@ -35,9 +35,9 @@ async def read_last_tick(database: Database) -> datetime | None:
         row = await (await connection.execute(_SQL["last_tick"])).fetchone()
     try:
         moment = datetime.fromisoformat(row[0]) if row and row[0] else None
-    except ValueError:
+        return moment.astimezone(UTC) if moment and moment.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return moment.astimezone(UTC) if moment and moment.tzinfo else None
 
 
 async def announce_next_tick(database: Database, token: int, next_tick: datetime | None) -> None:
@@ -71,11 +71,18 @@ async def next_reminder(database: Database) -> datetime | None:
         return await reminders.next_due(connection)
 
 
-async def count_news(database: Database, since: datetime | None) -> int:
-    """How many messages came in since a time."""
+async def count_news(database: Database) -> int:
+    """How many messages came in since the last tick that considered them."""
     async with database.connection() as connection:
-        row = await (await connection.execute(_SQL["count_news"], {"since": since})).fetchone()
+        row = await (await connection.execute(_SQL["count_news"])).fetchone()
     return int(row[0]) if row else 0
+
+
+async def is_busy(database: Database) -> bool:
+    """Whether a message is being answered, by whichever process holds that agent."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["is_busy"])).fetchone()
+    return bool(row and row[0])
 
 
 async def deliver_reminders(database: Database, token: int, turn: Turn, now: datetime) -> Outcome:
@@ -104,16 +111,18 @@ async def finish_tick(
     """Say the thought, and each message that is unanswered for long, and end the turn.
 
     A message is reported once. `patience`: how long one may wait before it is.
+    Doing it again after a lost connection says nothing twice.
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         unanswered = await inbox.take_unreported(connection, patience)
+        outcome: Outcome = "done" if unanswered or thought is not None else "silent"
+        if not await turns.end(connection, turn, outcome):
+            return outcome
         for conversation, text in _reports(unanswered).items():
             await inbox.say(connection, turn, text, source=AGENT, conversation=conversation)
         if thought is not None:
             await inbox.say(connection, turn, thought, source=AGENT)
-        outcome: Outcome = "done" if unanswered or thought is not None else "silent"
-        await turns.end(connection, turn, outcome)
         await inbox.announce(connection)
     return outcome
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -132,35 +132,40 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
-        if not await turns.end(connection, turn, "done"):
-            return
-        for reply in replies:
-            reply_id = await say(connection, turn, reply.text)
-            ids = [message.id for message in reply.answers]
-            parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
-            await connection.execute(_SQL["answer"], parameters)
-            for number, effect in enumerate(reply.effects):
-                await _apply(connection, reply.answers[0], number, effect)
-        await connection.execute(_SQL["announce"])
+        if await turns.end(connection, turn, "done"):
+            await _keep_replies(connection, turn, replies)
+            await announce(connection)
 
 
 async def fail_turn(
-    database: Database, token: int, turn: Turn, outcome: Outcome, error: str, delay: timedelta
+    database: Database,
+    token: int,
+    turn: Turn,
+    outcome: Outcome,
+    error: str,
+    delay: timedelta,
+    *,
+    replies: Sequence[Reply] = (),
 ) -> None:
-    """End a turn without an answer; its messages wait again, or are kept as failed.
+    """End a turn that is not answered; its messages wait again, or are kept as failed.
 
     An interrupted turn was no attempt.
+
+    Args:
+        delay: the pause before the second attempt.
+        replies: what was answered before it failed, and is kept.
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         if not await turns.end(connection, turn, outcome, error):
             return
+        await _keep_replies(connection, turn, replies)
         if outcome == "interrupted":
             await connection.execute(_SQL["return_unattempted"], {"turn": turn.id})
         else:
             parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
             await connection.execute(_SQL["return_failed"], parameters)
-        await connection.execute(_SQL["announce"])
+        await announce(connection)
 
 
 async def recover(database: Database, token: int) -> list[int]:
@@ -175,7 +180,7 @@ async def recover(database: Database, token: int) -> list[int]:
 async def seconds_to_next(connection: Connection) -> float | None:
     """Seconds until a waiting message may be tried; None where none waits."""
     row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()
-    return None if row is None or row[0] is None else float(row[0])
+    return None if row is None or row[0] is None else max(0.0, float(row[0]))
 
 
 async def say(
@@ -220,11 +225,21 @@ async def read_history(database: Database, conversation: str, limit: int) -> lis
     return rows[::-1]
 
 
-async def _apply(connection: Connection, message: Message, number: int, effect: Effect) -> None:
+async def _keep_replies(connection: Connection, turn: Turn, replies: Sequence[Reply]) -> None:
+    for reply in replies:
+        reply_id = await say(connection, turn, reply.text)
+        ids = [message.id for message in reply.answers]
+        parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
+        await connection.execute(_SQL["answer"], parameters)
+        for effect in reply.effects:
+            await _apply(connection, reply.answers[0], effect)
+
+
+async def _apply(connection: Connection, message: Message, effect: Effect) -> None:
     match effect:
         case Remember(text):
-            moment = message.created_at.strftime("%Y%m%dT%H%M%S.%fZ")
-            await store_text(connection, f"memory/notes/{moment}-{number}", text)
+            moment = message.created_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            await store_text(connection, f"memory/notes/{moment}-{message.id.hex[:8]}", text)
         case Remind(text, due_at):
             await add_reminder(connection, message.conversation, text, due_at)
 

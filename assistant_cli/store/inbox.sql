@@ -41,8 +41,7 @@ RETURNING turn_id, message.position, message.id, conversation, role, content, se
     state, created_at, attempts, error;
 
 -- name: seconds_to_next
-SELECT greatest(0, extract(epoch FROM min(coalesce(retry_at, clock_timestamp()))
-    - clock_timestamp()))::float8
+SELECT extract(epoch FROM min(coalesce(retry_at, clock_timestamp())) - clock_timestamp())::float8
 FROM assistant.messages WHERE state = 'waiting';
 
 -- name: say

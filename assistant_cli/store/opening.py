@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from ..errors import ConfigurationError, DatabaseUnreachableError
@@ -44,7 +44,8 @@ async def open_database(
     """
     if settings.embedded:
         await _start_if_down(settings, say)
-    database = Database(configured_dsn(settings))
+    revive = _reviver(settings, say) if settings.embedded else None
+    database = Database(configured_dsn(settings), revive=revive)
     try:
         version = await _version(database)
         if setup or (settings.embedded and version == 0):
@@ -68,6 +69,20 @@ def configured_dsn(settings: Settings) -> str:
     from ..embedded_postgres import EmbeddedPostgres
 
     return EmbeddedPostgres(settings.home).dsn()
+
+
+def _reviver(settings: Settings, say: Callable[[str], None]) -> Callable[[], Awaitable[None]]:
+    """Starts an embedded server again that crashed; one that was told to stop stays down."""
+    from ..embedded_postgres import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.home)
+
+    async def revive() -> None:
+        # A server that shuts down in order takes its pid file with it.
+        if (server.data_folder / "postmaster.pid").exists():
+            await server.start(say)
+
+    return revive
 
 
 async def _start_if_down(settings: Settings, say: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -109,8 +110,9 @@ async def follow_snapshots(database: Database, poll: float = 1.0) -> AsyncGenera
             return None
         return await read_snapshot(connection)
 
-    async for snapshot in follow(database, "assistant_kv", read, poll=poll):
-        yield snapshot
+    async with aclosing(follow(database, "assistant_kv", read, poll=poll)) as snapshots:
+        async for snapshot in snapshots:
+            yield snapshot
 
 
 async def read_transitions(

@@ -1,0 +1,386 @@
+"""The heartbeat: anchored to its last tick, silent without a reason, and saying nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assistant_cli.store import heartbeat, inbox, leases
+from assistant_cli.store.database import Database
+from assistant_cli.store.leases import Lease
+
+from .conftest import CommandLine
+from .driven_clock import DrivenClock
+from .hosting import Hold, ask, hosting, rows, until, until_equal
+
+HALF_HOUR = timedelta(minutes=30)
+ONLY_HEARTBEAT = {"agents": ("heartbeat",), "heartbeat": HALF_HOUR}
+TICKS = (
+    "SELECT outcome FROM assistant.turns WHERE agent = 'heartbeat' AND trigger = 'timer' "
+    "AND outcome <> 'running' ORDER BY id"
+)
+DELIVERIES = "SELECT outcome FROM assistant.turns WHERE trigger = 'reminder' ORDER BY id"
+SAID = (
+    "SELECT conversation, content FROM assistant.messages "
+    "WHERE source = 'heartbeat' ORDER BY position"
+)
+ENTRY = "SELECT value -> 'heartbeat' FROM kv WHERE key = 'status_board'"
+IDLE = {"status": "idle", "detail": None}
+
+
+@pytest.fixture
+def clock() -> DrivenClock:
+    return DrivenClock()
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Hold:
+    return Hold(tmp_path)
+
+
+def iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def ticked(database: Database, clock: DrivenClock, outcomes: Sequence[str]) -> None:
+    """Wait until there were these ticks and the heartbeat waits for the next."""
+    await until_equal(database, TICKS, list(outcomes))
+    await sleeping(clock)
+
+
+async def sleeping(clock: DrivenClock) -> None:
+    async def waits() -> bool:
+        return (clock.next_waking() or clock.now()) > clock.now()
+
+    await until(waits, "the sleep of the heartbeat")
+
+
+async def due(database: Database, clock: DrivenClock, text: str, **offset: float) -> None:
+    await rows(
+        database,
+        "INSERT INTO assistant.schedules (conversation, content, due_at) VALUES ('main', %s, %s)",
+        text,
+        clock.now() + timedelta(**offset),
+    )
+    await rows(database, "SELECT pg_notify('assistant_messages', '')")
+
+
+async def test_the_first_tick_is_at_once_and_then_one_an_interval(
+    database: Database, clock: DrivenClock
+) -> None:
+    start = clock.now()
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+        assert await database.kv.get("heartbeat_last_tick_at") == iso(start)
+        assert await database.kv.get("heartbeat_next_tick_at") == iso(start + HALF_HOUR)
+        clock.move(minutes=29, seconds=59)
+        await sleeping(clock)
+        assert await rows(database, TICKS) == ["silent"]
+        clock.move(seconds=1)
+        await ticked(database, clock, ["silent"] * 2)
+        assert await database.kv.get("heartbeat_last_tick_at") == iso(start + HALF_HOUR)
+        await until_equal(database, ENTRY, [IDLE])
+
+
+async def test_a_restart_neither_delays_nor_repeats_a_tick(
+    database: Database, clock: DrivenClock
+) -> None:
+    start = clock.now()
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+    for _ in range(3):
+        clock.move(minutes=9)
+        async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+            await sleeping(clock)
+            assert clock.next_waking() == datetime.fromisoformat(iso(start)) + HALF_HOUR
+    assert await rows(database, TICKS) == ["silent"]
+
+
+async def test_many_intervals_overdue_are_one_tick(database: Database, clock: DrivenClock) -> None:
+    await database.kv.set("heartbeat_last_tick_at", iso(clock.now() - timedelta(days=3)))
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+        assert clock.next_waking() == clock.now() + HALF_HOUR
+
+
+@pytest.mark.parametrize(
+    "anchor",
+    ["soon", 17, None, {"at": 1}, "2026-01-01", "", "0001-01-01T00:00:00+14:00", "x" * 9_000],
+)
+async def test_an_anchor_that_is_no_time_is_no_anchor(
+    database: Database, clock: DrivenClock, anchor: Any
+) -> None:
+    await database.kv.set("heartbeat_last_tick_at", anchor)
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+    assert await database.kv.get("heartbeat_last_tick_at") == iso(clock.now())
+
+
+async def test_an_anchor_a_little_ahead_is_a_tick_an_interval_from_now(
+    database: Database, clock: DrivenClock
+) -> None:
+    await database.kv.set("heartbeat_last_tick_at", iso(clock.now() + timedelta(seconds=90)))
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await sleeping(clock)
+        assert clock.next_waking() == clock.now() + HALF_HOUR
+    assert await rows(database, TICKS) == []
+
+
+async def test_an_anchor_far_ahead_does_not_stop_the_heartbeat(
+    database: Database, clock: DrivenClock
+) -> None:
+    await database.kv.set("heartbeat_last_tick_at", "9999-12-31T23:59:59Z")
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+    assert await database.kv.get("heartbeat_last_tick_at") == iso(clock.now())
+
+
+async def test_off_means_never_and_reminders_come_all_the_same(
+    database: Database, clock: DrivenClock
+) -> None:
+    async with hosting(database, clock=clock, agents=("heartbeat",), heartbeat=None):
+        await due(database, clock, "tea", minutes=10)
+        await sleeping(clock)
+        assert await database.kv.get("heartbeat_next_tick_at") == "off"
+        clock.move(minutes=10)
+        await until_equal(database, SAID, [("main", "Reminder: tea")])
+        clock.move(days=10)
+    assert await rows(database, TICKS) == []
+    assert await rows(database, DELIVERIES) == ["done"]
+
+
+async def test_reminders_come_when_due_between_ticks_and_once_each(
+    database: Database, clock: DrivenClock
+) -> None:
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+        await due(database, clock, "second", minutes=6)
+        await due(database, clock, "first", minutes=5)
+        await due(database, clock, "third", minutes=20)
+
+        async def known() -> bool:
+            return clock.next_waking() == clock.now() + timedelta(minutes=5)
+
+        await until(known, "the news of the reminder")
+        clock.move(minutes=7)
+        said = [("main", "Reminder: first"), ("main", "Reminder: second")]
+        await until_equal(database, SAID, said)
+        await sleeping(clock)
+        clock.move(minutes=1)
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await sleeping(clock)
+        clock.move(minutes=12)
+        await until_equal(database, SAID, [*said, ("main", "Reminder: third")])
+    linked = "SELECT count(*) FROM assistant.schedules WHERE message_id IS NULL OR fired_at IS NULL"
+    assert await rows(database, linked) == [0]
+    assert await rows(database, TICKS) == ["silent"]
+
+
+async def test_a_reminder_set_in_a_message_is_delivered_in_its_conversation(
+    database: Database, clock: DrivenClock
+) -> None:
+    async with hosting(database, clock=clock):
+        await ask(database, "/remind 10m tea", "work")
+
+        async def known() -> bool:
+            return clock.next_waking() == clock.now() + timedelta(minutes=10)
+
+        await until(known, "the news of the reminder")
+        clock.move(minutes=10)
+        await until_equal(database, SAID, [("work", "Reminder: tea")])
+
+
+async def test_many_reminders_due_at_once_are_all_delivered(
+    database: Database, clock: DrivenClock
+) -> None:
+    await rows(
+        database,
+        "INSERT INTO assistant.schedules (conversation, content, due_at) "
+        "SELECT 'main', n::text, now() - interval '1 day' + n * interval '1 s' "
+        "FROM generate_series(1, 250) AS n",
+    )
+    async with hosting(database, clock=clock):
+        await until_equal(database, SAID, [("main", f"Reminder: {n}") for n in range(1, 251)])
+    assert await rows(database, DELIVERIES) == ["done"] * 3
+
+
+async def test_a_tick_while_a_message_is_answered_is_skipped(
+    database: Database, clock: DrivenClock, hold: Hold
+) -> None:
+    await database.kv.set("heartbeat_last_tick_at", iso(clock.now()))
+    hold.close()
+    async with hosting(database, hold.model, clock, heartbeat=HALF_HOUR):
+        await sleeping(clock)
+        await inbox.put_message(database, "hello", conversation="main")
+        working = "SELECT state FROM assistant.messages WHERE role = 'user'"
+        await until_equal(database, working, ["working"])
+        clock.move(minutes=30)
+        await ticked(database, clock, ["skipped"])
+        assert clock.next_waking() == clock.now() + HALF_HOUR
+        await until_equal(database, ENTRY, [IDLE])
+        hold.open()
+        await until_equal(database, working, ["answered"])
+    assert hold.asked == ["hello"]
+
+
+async def test_whether_a_message_is_answered_is_known_across_processes(
+    database: Database, clock: DrivenClock, hold: Hold
+) -> None:
+    elsewhere = await leases.acquire(database, ["conversation"])
+    await inbox.put_message(database, "hello", conversation="main")
+    turn = await inbox.claim_turn(database, elsewhere.token, "offline")
+    assert turn is not None
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["skipped"])
+        await inbox.answer_turn(database, elsewhere.token, turn, [])
+        clock.move(minutes=30)
+        await ticked(database, clock, ["skipped", "silent"])
+
+
+async def test_a_turn_of_a_dead_process_does_not_stop_the_heartbeat(
+    database: Database, clock: DrivenClock
+) -> None:
+    elsewhere = await leases.acquire(database, ["conversation"])
+    await inbox.put_message(database, "hello", conversation="main")
+    await inbox.claim_turn(database, elsewhere.token, "offline")
+    await rows(database, "UPDATE assistant.leases SET expires_at = now()")
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+
+
+async def test_the_model_is_asked_only_if_something_was_said_since_the_last_tick(
+    database: Database, clock: DrivenClock, tmp_path: Path
+) -> None:
+    model = f"command:cat > {tmp_path}/prompt; echo x >> {tmp_path}/asked; echo do your taxes"
+    asked = tmp_path / "asked"
+    await inbox.put_message(database, "hello", conversation="work")
+    async with hosting(database, model, clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["done"])
+        assert await rows(database, SAID) == [("main", "do your taxes")]
+        prompt = (tmp_path / "prompt").read_text()
+        assert "Messages from the user since your last heartbeat: 1." in prompt
+        assert "heartbeat: running — reflecting" in prompt
+        clock.move(minutes=30)
+        await ticked(database, clock, ["done", "silent"])
+        assert asked.read_text() == "x\n"
+    async with hosting(database, model, clock, **ONLY_HEARTBEAT):
+        await inbox.put_message(database, "again", conversation="work")
+        await sleeping(clock)
+        clock.move(minutes=30)
+        await ticked(database, clock, ["done", "silent", "done"])
+    assert asked.read_text() == "x\nx\n"
+
+
+@pytest.mark.parametrize("answer", ["[no action needed]", " [No Action NEEDED]\n\n", "", "\n \n"])
+async def test_a_model_with_nothing_to_say_is_silent(
+    database: Database, clock: DrivenClock, answer: str
+) -> None:
+    await inbox.put_message(database, "hello", conversation="main")
+    async with hosting(database, f"command:printf '%s' '{answer}'", clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["silent"])
+    assert await rows(database, SAID) == []
+
+
+async def test_a_failing_model_is_a_failed_turn_and_the_next_tick_comes_later(
+    database: Database, clock: DrivenClock, hold: Hold
+) -> None:
+    hold.break_down()
+    await inbox.put_message(database, "hello", conversation="main")
+    async with hosting(database, hold.model, clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["failed"])
+        (turn,) = await rows(database, "SELECT id FROM assistant.turns")
+        failed = {"status": "failed", "detail": f"turn {turn} failed"}
+        await until_equal(database, ENTRY, [failed])
+        assert clock.next_waking() == clock.now() + HALF_HOUR
+        hold.mend()
+        clock.move(minutes=30)
+        await ticked(database, clock, ["failed", "done"])
+        await until_equal(database, ENTRY, [IDLE])
+    assert len(hold.asked) == 2
+    errors = await rows(database, "SELECT error FROM assistant.turns ORDER BY id")
+    assert errors == ["the model's command exited with 3: kaput", None]
+
+
+async def test_a_model_that_takes_too_long_is_a_tick_that_timed_out(
+    database: Database, clock: DrivenClock, hold: Hold
+) -> None:
+    hold.close()
+    await inbox.put_message(database, "hello", conversation="main")
+    limit = timedelta(seconds=0.3)
+    async with hosting(database, hold.model, clock, turn_timeout=limit, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["timed_out"])
+        (turn,) = await rows(database, "SELECT id FROM assistant.turns")
+        await until_equal(
+            database, ENTRY, [{"status": "failed", "detail": f"turn {turn} timed out"}]
+        )
+
+
+async def test_messages_that_failed_or_wait_for_long_are_reported_once(
+    database: Database, clock: DrivenClock
+) -> None:
+    failed = await inbox.put_message(database, "a  long\n" + "x" * 80, conversation="work")
+    await inbox.put_message(database, "old", conversation="main")
+    await rows(
+        database,
+        "UPDATE assistant.messages SET created_at = created_at - interval '16 min', "
+        "state = CASE WHEN id = %s THEN 'failed' ELSE 'waiting' END, error = 'no luck'",
+        failed,
+    )
+    await inbox.put_message(database, "new", conversation="main")
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["done"])
+        clock.move(minutes=30)
+        await ticked(database, clock, ["done", "silent"])
+    (work, main) = await rows(database, SAID)
+    assert work[0] == "work"
+    assert work[1].endswith(f", 'a long {'x' * 52}…', failed: no luck")
+    assert main[0] == "main"
+    assert main[1].endswith(", 'old', is unanswered")
+
+
+@pytest.fixture
+async def lease(database: Database) -> Lease:
+    return await leases.acquire(database, ["heartbeat"])
+
+
+async def test_a_result_kept_twice_is_said_once(
+    database: Database, lease: Lease, clock: DrivenClock
+) -> None:
+    now = clock.now()
+    tick = await heartbeat.begin_tick(database, lease.token, "m", now, now + HALF_HOUR)
+    for _ in range(3):
+        await heartbeat.finish_tick(database, lease.token, tick, "a thought", HALF_HOUR)
+    await due(database, clock, "tea", minutes=-1)
+    delivery = await heartbeat.begin_delivery(database, lease.token)
+    for _ in range(3):
+        await heartbeat.deliver_reminders(database, lease.token, delivery, now)
+    assert await rows(database, SAID) == [("main", "a thought"), ("main", "Reminder: tea")]
+    assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done", "done"]
+
+
+async def test_a_tick_of_a_process_that_died_is_closed_and_not_repeated(
+    database: Database, lease: Lease, clock: DrivenClock
+) -> None:
+    await heartbeat.begin_tick(database, lease.token, "m", clock.now(), clock.now() + HALF_HOUR)
+    await due(database, clock, "tea", minutes=-1)
+    await heartbeat.begin_delivery(database, lease.token)
+    await rows(database, "UPDATE assistant.leases SET expires_at = now()")
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await until_equal(database, SAID, [("main", "Reminder: tea")])
+        await sleeping(clock)
+    assert await rows(database, TICKS) == ["interrupted"]
+    assert await rows(database, DELIVERIES) == ["interrupted", "done"]
+
+
+@pytest.mark.parametrize("value", ["0", "abc", "-1", "", "0s", "10ms", "30"])
+def test_a_bad_interval_is_a_usage_error(assistant: CommandLine, value: str) -> None:
+    done = assistant("run", "--heartbeat", value, "--until-idle")
+    assert (done.code, done.out) == (2, "")
+    assistant.environment["ASSISTANT_HEARTBEAT"] = value
+    done = assistant("run", "--until-idle")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("assistant: ")

@@ -1,0 +1,336 @@
+"""The inbox: kept before it is acknowledged, claimed in order, answered once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from assistant_cli.errors import (
+    AgentFailedError,
+    BadDataError,
+    ConflictError,
+    LeaseLostError,
+    NotFoundError,
+)
+from assistant_cli.messages import Remember, Remind, Reply, Turn
+from assistant_cli.store import inbox, leases
+from assistant_cli.store.database import Database
+from assistant_cli.store.leases import Lease
+
+from .hosting import rows, until_equal
+
+PAUSE = timedelta(seconds=5)
+
+
+@pytest.fixture
+async def lease(database: Database) -> Lease:
+    return await leases.acquire(database, ["conversation"])
+
+
+async def put(database: Database, text: str, conversation: str = "main", **given: Any) -> UUID:
+    return await inbox.put_message(database, text, conversation=conversation, **given)
+
+
+async def claim(database: Database, lease: Lease) -> Turn:
+    turn = await inbox.claim_turn(database, lease.token, "offline")
+    assert turn is not None
+    return turn
+
+
+async def fail(database: Database, lease: Lease, turn: Turn, outcome: Any = "failed") -> None:
+    await inbox.fail_turn(database, lease.token, turn, outcome, "no luck", PAUSE)
+
+
+async def retry_now(database: Database) -> None:
+    await rows(database, "UPDATE assistant.messages SET retry_at = now() WHERE retry_at > now()")
+
+
+def texts(turn: Turn | None) -> list[str]:
+    return [message.content for message in turn.messages] if turn else []
+
+
+async def states(database: Database) -> list[Any]:
+    return await rows(
+        database,
+        "SELECT content, state, attempts FROM assistant.messages WHERE role = 'user' "
+        "ORDER BY position",
+    )
+
+
+async def test_a_message_is_committed_when_its_id_is_returned(database: Database, dsn: str) -> None:
+    message = await put(database, "hello\nthere")
+    async with await psycopg.AsyncConnection.connect(dsn) as other:
+        found = await other.execute("SELECT id, content, role, state FROM assistant.messages")
+        assert await found.fetchall() == [(message, "hello\nthere", "user", "waiting")]
+
+
+async def test_a_message_sent_again_under_its_id_is_kept_once(database: Database) -> None:
+    sent = [put(database, "hello", external_id="mail-1") for _ in range(20)]
+    assert len(set(await asyncio.gather(*sent))) == 1
+    assert await states(database) == [("hello", "waiting", 0)]
+
+
+@pytest.mark.parametrize(("text", "conversation"), [("bye", "main"), ("hello", "work")])
+async def test_another_message_under_the_same_id_is_refused(
+    database: Database, text: str, conversation: str
+) -> None:
+    await put(database, "hello", external_id="mail-1")
+    with pytest.raises(ConflictError, match=r"mail-1"):
+        await put(database, text, conversation, external_id="mail-1")
+    assert len(await states(database)) == 1
+
+
+async def test_an_id_is_the_sources_own(database: Database) -> None:
+    await put(database, "hello", external_id="1")
+    await put(database, "bye", external_id="1", source="discord")
+    assert len(await states(database)) == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "a\x00b", "a\ud800b", "x" * 256_001, "ü" * 128_001])
+async def test_what_cannot_be_kept_is_refused(database: Database, text: str) -> None:
+    with pytest.raises(BadDataError):
+        await put(database, text)
+    assert await states(database) == []
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x1bb", "\x00", "\udcff", "x" * 201])
+async def test_bad_names_are_refused(database: Database, name: str) -> None:
+    with pytest.raises(BadDataError, match=r"conversation|NUL|UTF-8"):
+        await put(database, "hello", name)
+    with pytest.raises(BadDataError, match=r"message id|NUL|UTF-8"):
+        await put(database, "hello", external_id=name)
+
+
+async def test_the_largest_message_is_kept_as_it_is(database: Database, lease: Lease) -> None:
+    text = "ü" * 128_000
+    await put(database, text)
+    assert texts(await claim(database, lease)) == [text]
+
+
+async def test_all_messages_of_the_conversation_that_waits_longest_are_one_turn(
+    database: Database, lease: Lease
+) -> None:
+    for text, conversation in [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"), ("5", "a")]:
+        await put(database, text, conversation)
+    turns = [await inbox.claim_turn(database, lease.token, "offline") for _ in range(4)]
+    assert [texts(turn) for turn in turns] == [["1", "3", "5"], ["2"], ["4"], []]
+    assert [turn.conversation for turn in turns if turn] == ["a", "b", "c"]
+
+
+async def test_a_turn_is_not_without_bound(database: Database, lease: Lease) -> None:
+    for number in range(103):
+        await put(database, str(number))
+    assert texts(await claim(database, lease)) == [str(number) for number in range(100)]
+    assert texts(await claim(database, lease)) == ["100", "101", "102"]
+
+
+async def test_a_message_committed_late_is_not_skipped(
+    database: Database, lease: Lease, dsn: str
+) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn) as slow:
+        await slow.execute(
+            "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+            "VALUES (%s, 'main', 'user', 'early', 'test', 'waiting')",
+            [uuid4()],
+        )
+        await put(database, "late")
+        assert texts(await claim(database, lease)) == ["late"]
+        await slow.commit()
+    assert texts(await claim(database, lease)) == ["early"]
+
+
+async def test_only_the_holder_claims(database: Database, lease: Lease) -> None:
+    await put(database, "hello")
+    with pytest.raises(LeaseLostError):
+        await inbox.claim_turn(database, lease.token - 1, "offline")
+    assert await states(database) == [("hello", "waiting", 0)]
+
+
+async def test_an_answer_kept_twice_is_one_answer_with_one_effect(
+    database: Database, lease: Lease
+) -> None:
+    message = await put(database, "hello")
+    turn = await claim(database, lease)
+    due = turn.messages[0].created_at + timedelta(hours=1)
+    reply = Reply(turn.messages, "hi", [Remember("greeted"), Remind("again", due)])
+    for _ in range(3):
+        await inbox.answer_turn(database, lease.token, turn, [reply])
+    assert await inbox.wait_for_reply(database, message) == "hi"
+    spoken = "SELECT content FROM assistant.messages WHERE role = 'assistant'"
+    assert await rows(database, spoken) == ["hi"]
+    assert await rows(database, "SELECT content, due_at FROM assistant.schedules") == [
+        ("again", due)
+    ]
+    assert len(await database.kv.list_keys("memory/notes/")) == 1
+    assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done"]
+
+
+async def test_an_answer_is_kept_whole_or_not_at_all(database: Database, lease: Lease) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    replies = [
+        Reply(turn.messages, "hi", [Remember("fine")]),
+        Reply(turn.messages, "hi", [Remember("x" * 2_000_000)]),
+    ]
+    with pytest.raises(BadDataError):
+        await inbox.answer_turn(database, lease.token, turn, replies)
+    assert await states(database) == [("hello", "working", 1)]
+    assert await rows(database, "SELECT outcome FROM assistant.turns") == ["running"]
+    assert await database.kv.list_keys("memory/") == []
+
+
+async def test_an_answer_of_a_holder_that_was_taken_over_is_not_kept(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    await rows(database, "UPDATE assistant.leases SET expires_at = now()")
+    successor = await leases.acquire(database, ["conversation"])
+    assert await inbox.recover(database, successor.token) == [turn.id]
+    with pytest.raises(LeaseLostError):
+        await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+    with pytest.raises(LeaseLostError):
+        await fail(database, lease, turn)
+    again = await claim(database, successor)
+    await inbox.answer_turn(database, successor.token, again, [Reply(again.messages, "ho")])
+    assert await states(database) == [("hello", "answered", 2)]
+
+
+async def test_notes_are_named_for_the_time_in_utc(
+    database: Database, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    await put(database, "/remember tea")
+    turn = await claim(database, lease)
+    await inbox.answer_turn(
+        database, lease.token, turn, [Reply(turn.messages, "ok", [Remember("tea")])]
+    )
+    (moment,) = await rows(
+        database,
+        "SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS.US\"Z\"') "
+        "FROM assistant.messages WHERE role = 'user'",
+    )
+    (key,) = await database.kv.list_keys("memory/notes/")
+    assert key.startswith(f"memory/notes/{moment}-")
+
+
+async def test_a_failed_message_is_tried_three_times_with_growing_pauses(
+    database: Database, lease: Lease
+) -> None:
+    message = await put(database, "hello")
+    pauses = []
+    for _ in range(3):
+        turn = await claim(database, lease)
+        await fail(database, lease, turn)
+        await fail(database, lease, turn)
+        async with database.connection() as connection:
+            pauses.append(await inbox.seconds_to_next(connection))
+        assert await inbox.claim_turn(database, lease.token, "offline") is None
+        await retry_now(database)
+    assert [pause and round(pause) for pause in pauses] == [5, 15, None]
+    assert await states(database) == [("hello", "failed", 3)]
+    with pytest.raises(AgentFailedError, match=r"in 3 attempts: no luck"):
+        await inbox.wait_for_reply(database, message)
+    assert await inbox.claim_turn(database, lease.token, "offline") is None
+
+
+async def test_an_interrupted_turn_gives_the_attempt_back(database: Database, lease: Lease) -> None:
+    await put(database, "hello")
+    for _ in range(4):
+        await fail(database, lease, await claim(database, lease), "interrupted")
+    assert await states(database) == [("hello", "waiting", 0)]
+    assert await rows(database, "SELECT DISTINCT outcome FROM assistant.turns") == ["interrupted"]
+
+
+async def test_what_was_answered_before_a_turn_failed_is_kept(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "/remember tea")
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    reply = Reply(turn.messages[:1], "Remembered.", [Remember("tea")])
+    for _ in range(2):
+        await inbox.fail_turn(
+            database, lease.token, turn, "failed", "no luck", PAUSE, replies=[reply]
+        )
+    assert await states(database) == [("/remember tea", "answered", 1), ("hello", "waiting", 1)]
+    assert len(await database.kv.list_keys("memory/notes/")) == 1
+
+
+async def test_a_turn_that_is_done_cannot_fail_any_more(database: Database, lease: Lease) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+    await fail(database, lease, turn, "interrupted")
+    assert await states(database) == [("hello", "answered", 1)]
+    assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done"]
+
+
+async def test_turns_left_open_by_a_dead_process_are_closed_and_their_messages_wait(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    assert await inbox.recover(database, lease.token) == [turn.id]
+    assert await inbox.recover(database, lease.token) == []
+    assert await rows(database, "SELECT outcome, ended_at IS NULL FROM assistant.turns") == [
+        ("interrupted", False)
+    ]
+    assert await states(database) == [("hello", "waiting", 1)]
+
+
+async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
+    database: Database, lease: Lease
+) -> None:
+    message = await put(database, "hello")
+    for _ in range(3):
+        await claim(database, lease)
+        await inbox.recover(database, lease.token)
+    assert await states(database) == [("hello", "failed", 3)]
+    with pytest.raises(AgentFailedError, match=r"interrupted"):
+        await inbox.wait_for_reply(database, message)
+
+
+async def test_an_empty_inbox_has_no_next_attempt(database: Database, lease: Lease) -> None:
+    async with database.connection() as connection:
+        assert await inbox.seconds_to_next(connection) is None
+        await put(database, "hello")
+        assert await inbox.seconds_to_next(connection) == 0
+
+
+async def test_waiting_for_the_reply_of_no_message_ends(database: Database) -> None:
+    with pytest.raises(NotFoundError):
+        await inbox.wait_for_reply(database, uuid4())
+
+
+async def test_a_reply_comes_also_after_the_connection_was_lost(
+    database: Database, lease: Lease
+) -> None:
+    message = await put(database, "hello")
+    waiting = asyncio.create_task(inbox.wait_for_reply(database, message))
+    listening = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND query LIKE '%%message.attempts%%' AND state = 'idle'"
+    )
+    await until_equal(database, listening, [1])
+    await rows(
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND query LIKE '%%message.attempts%%' "
+        "AND pid <> pg_backend_pid()",
+    )
+    turn = await claim(database, lease)
+    await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+    assert await asyncio.wait_for(waiting, 20) == "hi"
+
+
+async def test_history_is_the_end_of_one_conversation_oldest_first(database: Database) -> None:
+    for text, conversation in [("1", "a"), ("2", "a"), ("x", "b"), ("3", "a")]:
+        await put(database, text, conversation)
+    history = await inbox.read_history(database, "a", 2)
+    assert [message.content for message in history] == ["2", "3"]
