@@ -53,7 +53,7 @@ async def rows(database: Database, query: str, *parameters: Any) -> list[Any]:
 
 
 async def until(condition: Callable[[], Awaitable[object]], what: str = "the condition") -> None:
-    """Wait until a condition is true; fail after a while."""  # noqa: ASYNC110
+    """Wait until a condition is true; fail after a while."""
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not await condition():  # noqa: ASYNC110 (it changes in another process)
