@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -19,11 +20,13 @@ def _board(assistant: CommandLine) -> dict[str, dict[str, str | None]]:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
+def gate(tmp_path: Path) -> Iterator[Path]:
     """A model that answers in capitals, once the test opens its gate."""
     path = tmp_path / "gate"
     os.mkfifo(path)
-    return path
+    yield path
+    # The command of a run that was killed still waits there; opened for both, it never blocks.
+    os.close(os.open(path, os.O_RDWR))
 
 
 def _slow_model(gate: Path) -> str:

@@ -17,6 +17,7 @@ from assistant_cli.store.database import Database
 from .driven_clock import DrivenClock
 from .hosting import ask, hosting, rows
 
+NOT_ASKED = Database("host=/nowhere")
 MODELS = ["offline", "command:tr a-z A-Z"]
 
 # A Friday, two days before the clocks of Berlin go forward.
@@ -36,8 +37,8 @@ def message(text: str) -> Message:
     return Message(uuid4(), "main", "user", text, "me", "cli", "working", FRIDAY)
 
 
-async def remind(database: Database, argument: str, now: datetime = FRIDAY) -> Reply:
-    return await obey(message(f"/remind {argument}"), database, DrivenClock(now))
+async def remind(argument: str, now: datetime = FRIDAY) -> Reply:
+    return await obey(message(f"/remind {argument}"), NOT_ASKED, DrivenClock(now))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -101,9 +102,9 @@ def test_commands_are_recognized(text: str) -> None:
     ],
 )
 async def test_a_reminder_is_due_at_the_hosts_time(
-    database: Database, berlin: None, argument: str, due: str, text: str
+    berlin: None, argument: str, due: str, text: str
 ) -> None:
-    reply = await remind(database, argument)
+    reply = await remind(argument)
     (effect,) = reply.effects
     assert isinstance(effect, Remind)
     assert (effect.due_at.astimezone(UTC).isoformat(), effect.text) == (due, text)
@@ -111,10 +112,10 @@ async def test_a_reminder_is_due_at_the_hosts_time(
     assert reply.text == f"I will remind you at {local}."
 
 
-async def test_tomorrow_is_a_day_of_the_calendar(database: Database, berlin: None) -> None:
+async def test_tomorrow_is_a_day_of_the_calendar(berlin: None) -> None:
     # The night in which an hour is missing.
     saturday = datetime(2026, 3, 28, 22, 30, tzinfo=UTC)
-    (effect,) = (await remind(database, "tomorrow 12:00 tea", saturday)).effects
+    (effect,) = (await remind("tomorrow 12:00 tea", saturday)).effects
     assert isinstance(effect, Remind)
     assert effect.due_at == datetime(2026, 3, 29, 10, 0, tzinfo=UTC)
 
@@ -122,10 +123,8 @@ async def test_tomorrow_is_a_day_of_the_calendar(database: Database, berlin: Non
 @pytest.mark.parametrize(
     "argument", ["today 9:00 tea", "2026-03-26 9:00 tea", "2020-01-01 00:00 tea"]
 )
-async def test_a_time_that_is_over_is_refused(
-    database: Database, berlin: None, argument: str
-) -> None:
-    reply = await remind(database, argument)
+async def test_a_time_that_is_over_is_refused(berlin: None, argument: str) -> None:
+    reply = await remind(argument)
     assert reply.text.endswith(" is over already.")
     assert reply.effects == ()
 
@@ -156,12 +155,12 @@ async def test_a_time_that_is_over_is_refused(
 )
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
 async def test_a_time_that_is_none_sets_nothing(
-    database: Database, monkeypatch: pytest.MonkeyPatch, zone: str, argument: str
+    monkeypatch: pytest.MonkeyPatch, zone: str, argument: str
 ) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
-        reply = await remind(database, argument)
+        reply = await remind(argument)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -174,10 +173,8 @@ async def test_a_time_that_is_none_sets_nothing(
     ("text", "answer"),
     [("/remember", "What shall I remember? /remember TEXT"), ("/history x", "How many")],
 )
-async def test_an_argument_that_is_missing_is_asked_for(
-    database: Database, text: str, answer: str
-) -> None:
-    reply = await obey(message(text), database, DrivenClock(FRIDAY))
+async def test_an_argument_that_is_missing_is_asked_for(text: str, answer: str) -> None:
+    reply = await obey(message(text), NOT_ASKED, DrivenClock(FRIDAY))
     assert reply.text.startswith(answer)
     assert reply.effects == ()
 

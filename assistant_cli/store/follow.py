@@ -65,14 +65,17 @@ async def follow(
 async def _states(
     connection: Connection, channel: str, read: Read[T], poll: float
 ) -> AsyncGenerator[T]:
+    now = asyncio.get_running_loop().time
     payloads: list[str] = []
+    look_at_all = now()
     unannounced = -1  # the first read is no surprise
     try:
         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         while True:
-            hints = None if "" in payloads or not payloads else set(payloads)
+            # Hints about other things, however many, must not put off the look at everything.
+            complete = not payloads or "" in payloads or now() >= look_at_all
             async with asyncio.timeout(PATIENCE_SECONDS):
-                state = await read(connection, hints)
+                state = await read(connection, None if complete else set(payloads))
             if payloads:
                 unannounced = 0
             elif state is not None:
@@ -80,8 +83,10 @@ async def _states(
             if state is not None:
                 yield state
             wait = min(poll, POLL_SECONDS_WITHOUT_HINTS) if unannounced > 1 else poll
+            look_at_all = now() + wait if complete else look_at_all
+            pause = max(0.0, look_at_all - now())
             payloads = [
-                notify.payload async for notify in connection.notifies(timeout=wait, stop_after=1)
+                notify.payload async for notify in connection.notifies(timeout=pause, stop_after=1)
             ]
     except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
         with suppress(psycopg.Error):

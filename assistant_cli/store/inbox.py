@@ -210,7 +210,7 @@ async def announce(connection: Connection) -> None:
 
 
 async def take_unreported(connection: Connection, patience: timedelta) -> list[Message]:
-    """Messages that failed, or wait longer than `patience`, and were not reported yet."""
+    """Messages not reported yet that failed or wait longer than `patience`, oldest first."""
     cursor = connection.cursor(row_factory=class_row(Message))
     await cursor.execute(_SQL["unanswered"], {"patience": patience})
     return await cursor.fetchall()

@@ -76,18 +76,17 @@ WHERE state = 'working' AND turn_id IN (
 SELECT pg_notify('assistant_messages', '');
 
 -- name: unanswered
-UPDATE assistant.messages SET reported_at = clock_timestamp()
-WHERE id IN (
-    SELECT id FROM assistant.messages
-    WHERE reported_at IS NULL AND (state = 'failed'
-        OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s)
-    ORDER BY position LIMIT 100 FOR UPDATE SKIP LOCKED)
-RETURNING id, conversation, role, content, sender, source, state, created_at, attempts, error;
-
--- name: count_unreported
-SELECT count(*) FROM assistant.messages
-WHERE reported_at IS NULL AND (state = 'failed'
-    OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s);
+WITH taken AS (
+    UPDATE assistant.messages SET reported_at = clock_timestamp()
+    WHERE id IN (
+        SELECT id FROM assistant.messages
+        WHERE reported_at IS NULL AND (state = 'failed'
+            OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s)
+        ORDER BY position LIMIT 100 FOR UPDATE SKIP LOCKED)
+    RETURNING *
+)
+SELECT id, conversation, role, content, sender, source, state, created_at, attempts, error
+FROM taken ORDER BY position;
 
 -- name: history
 SELECT id, conversation, role, content, sender, source, state, created_at, attempts, error
