@@ -136,7 +136,10 @@ class CommandLine:
             "env": self.environment,
             **options,
         }
-        process = subprocess.Popen(self.command(*arguments), **settings)  # type: ignore[call-overload]
+        process: subprocess.Popen[str] = subprocess.Popen(
+            self.command(*arguments),
+            **settings,  # type: ignore[call-overload]
+        )
         self._started.append(process)
         return process
 
@@ -172,6 +175,16 @@ def assistant(dsn: str, environment: dict[str, str]) -> Iterator[CommandLine]:
     command_line = CommandLine({**environment, "ASSISTANT_DATABASE_URL": dsn})
     yield command_line
     command_line.end_all()
+
+
+@pytest.fixture
+def private_home() -> Iterator[Path]:
+    """A home whose embedded server a test may stop."""
+    home = Path(tempfile.mkdtemp(prefix="assistant-private-", dir="/tmp"))
+    home.chmod(0o711)
+    yield home
+    asyncio.run(EmbeddedPostgres(home).stop())
+    shutil.rmtree(home)
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:

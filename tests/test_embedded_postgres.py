@@ -226,7 +226,8 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
 async def query(server: EmbeddedPostgres, statement: str) -> Any:
     async with await psycopg.AsyncConnection.connect(server.dsn(), autocommit=True) as connection:
         cursor = await connection.execute(statement)
-        return (await cursor.fetchone())[0] if cursor.description else None
+        row = await cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
 
 
 def silent(line: str) -> None:
@@ -239,9 +240,10 @@ def postmaster(server: EmbeddedPostgres) -> psutil.Process:
 
 def read_as(account: Account, path: Path) -> str:
     command = ["cat", str(path)]
-    return subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         command, capture_output=True, text=True, check=False, **account.switch
-    ).stderr
+    )
+    return done.stderr
 
 
 def known_accounts() -> bytes:
@@ -432,7 +434,7 @@ def test_a_path_too_long_for_a_socket_is_no_hindrance(account: Account, place: P
     with account.spawn("start", home) as child:
         started, dsn = child.communicate()[0].splitlines()
     assert started == "True"
-    socket = Path(psycopg.conninfo.conninfo_to_dict(dsn)["host"])
+    socket = Path(str(psycopg.conninfo.conninfo_to_dict(dsn)["host"]))
     try:
         assert len(str(socket)) < 80
         assert mode(socket) == 0o700
@@ -445,7 +447,7 @@ def test_a_path_too_long_for_a_socket_is_no_hindrance(account: Account, place: P
 def test_a_socket_folder_that_somebody_else_made_is_refused(ordinary: Account, place: Path) -> None:
     home = place / ("x" * 100)
     dsn = ordinary.run("dsn", home)[0]
-    socket = Path(psycopg.conninfo.conninfo_to_dict(dsn)["host"])
+    socket = Path(str(psycopg.conninfo.conninfo_to_dict(dsn)["host"]))
     assert "requirepeer" in dsn
     socket.mkdir(mode=0o755)
     try:

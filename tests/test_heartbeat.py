@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from .driven_clock import DrivenClock
 from .hosting import Hold, ask, hosting, rows, until, until_equal
 
 HALF_HOUR = timedelta(minutes=30)
-ONLY_HEARTBEAT = {"agents": ("heartbeat",), "heartbeat": HALF_HOUR}
+ONLY_HEARTBEAT: dict[str, Any] = {"agents": ("heartbeat",), "heartbeat": HALF_HOUR}
 TICKS = (
     "SELECT outcome FROM assistant.turns WHERE agent = 'heartbeat' AND trigger = 'timer' "
     "AND outcome <> 'running' ORDER BY id"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +113,50 @@ def test_the_run_carries_on_when_its_connections_are_ended(
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         assert assistant("send", "--wait", f"again {number}").out == f"AGAIN {number}\n"
+
+
+def test_on_a_fresh_machine_both_agents_are_up_soon(
+    private_home: Path, environment: dict[str, str]
+) -> None:
+    assistant = CommandLine({**environment, "ASSISTANT_HOME": str(private_home / "new")})
+    started = time.monotonic()
+    try:
+        assistant.start_run()
+        done = assistant("status", "--json")
+        assert time.monotonic() - started < 20
+        agents = json.loads(done.out)["agents"]
+        assert [(a["agent"], a["status"], a["live"]) for a in agents] == [
+            ("conversation", "idle", True),
+            ("heartbeat", "idle", True),
+        ]
+    finally:
+        assistant.end_all()
+        assert assistant("db", "stop").code == 0
+
+
+def test_all_that_runs_outlives_a_restart_of_the_database(
+    private_home: Path, environment: dict[str, str]
+) -> None:
+    assistant = CommandLine({**environment, "ASSISTANT_HOME": str(private_home)})
+    run = assistant.start_run("--model", "command:tr a-z A-Z")
+    status = assistant.start("status", "--watch", "backup", stderr=subprocess.DEVNULL)
+    watch = assistant.start("kv", "watch", "k", "--no-initial", stderr=subprocess.DEVNULL)
+    assert status.stdout is not None
+    assert watch.stdout is not None
+    try:
+        status.stdout.readline()
+        for number in range(2):
+            assert assistant("db", "stop").code == 0
+            assert assistant("kv", "set", "k", str(number)).code == 0
+            assert assistant("report", "backup", "running", str(number)).code == 0
+            assert assistant("send", "--wait", f"again {number}").out == f"AGAIN {number}\n"
+            assert watch.stdout.readline() == f"{number}\n"
+            last = next(line for line in status.stdout if f'"detail": "{number}"' in line)
+            assert json.loads(last)["agents"][0]["agent"] == "backup"
+        eventually(lambda: assistant("status", "--check", "conversation", "heartbeat").code == 0)
+        assert (run.poll(), status.poll(), watch.poll()) == (None, None, None)
+    finally:
+        assistant.end_all()
 
 
 def test_a_message_is_kept_once_under_its_id(assistant: CommandLine) -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,7 +18,6 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store import leases
 from assistant_cli.store.database import Database
 
@@ -250,8 +248,13 @@ def test_watch_shows_nothing_for_what_only_ages(
         "SELECT query_start FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'idle'"
     )
-    seen = set()
-    eventually(lambda: seen.update(sql.execute(reads).fetchall()) or len(seen) > 3, "three reads")
+    seen: set[object] = set()
+
+    def seen_often() -> bool:
+        seen.update(sql.execute(reads).fetchall())
+        return len(seen) > 3
+
+    eventually(seen_often, "three reads")
     assistant("report", "backup", "idle")
     (second,) = read_lines(watch, 1)
     assert agents_of(second).keys() == {"backup"}
@@ -313,16 +316,6 @@ def test_watch_ends_silently_with_its_reader_and_on_ctrl_c(assistant: CommandLin
     assistant("report", "backup", "running")
     assert watch.wait(timeout=20) == 141
     assert watch.stderr.read() == ""
-
-
-@pytest.fixture
-def private_home() -> Iterator[Path]:
-    """A home whose embedded server a test may stop."""
-    home = Path(tempfile.mkdtemp(prefix="assistant-status-", dir="/tmp"))
-    home.chmod(0o711)
-    yield home
-    asyncio.run(EmbeddedPostgres(home).stop())
-    shutil.rmtree(home)
 
 
 def test_watch_outlives_a_restart_of_the_server(
