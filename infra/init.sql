@@ -212,17 +212,17 @@ CREATE TABLE IF NOT EXISTS assistant.board_events (
 );
 CREATE INDEX IF NOT EXISTS board_events_of_agent ON assistant.board_events (agent, id);
 
--- Appends an agent's entry if it says something new. Call it with the board's row locked.
-CREATE OR REPLACE FUNCTION assistant.record_transition(
-    the_agent text, the_status text, the_detail text
-) RETURNS void
+-- Appends an agent's entry if it says something new.
+CREATE OR REPLACE FUNCTION assistant.record_transition(the_agent text, entry jsonb) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
+    the_status text := entry ->> 'status';
+    the_detail text := entry ->> 'detail';
     last assistant.board_events;
 BEGIN
     SELECT * INTO last FROM assistant.board_events
     WHERE agent = the_agent ORDER BY id DESC LIMIT 1;
-    IF NOT FOUND OR the_status IS DISTINCT FROM last.status
+    IF last.id IS NULL OR the_status IS DISTINCT FROM last.status
         OR the_detail IS DISTINCT FROM last.detail THEN
         INSERT INTO assistant.board_events (agent, status, detail, since)
         VALUES (the_agent, the_status, the_detail,
@@ -231,26 +231,57 @@ BEGIN
 END
 $$;
 
--- Puts updates on the board, in their order, all or none; the arrays run in parallel. An agent
--- that is held accepts only its holder's token, and only while the lease lasts; a token of NULL
--- speaks for an agent that nobody holds. All updates of one agent carry the same token.
+-- Whoever writes the board, with plain SQL too, has its transitions recorded.
+CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before jsonb := '{}';
+BEGIN
+    IF jsonb_typeof(NEW.value) <> 'object' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
+        before := OLD.value;
+    END IF;
+    PERFORM assistant.record_transition(entry.key, entry.value)
+    FROM jsonb_each(NEW.value) AS entry
+    WHERE jsonb_typeof(entry.value) = 'object'
+        AND entry.value IS DISTINCT FROM before -> entry.key;
+    RETURN NULL;
+END
+$$;
+
+-- Puts updates on the board, in their order, all or none: an array of objects with agent,
+-- status, detail and token. An agent that is held accepts only its holder's token, and only
+-- while the lease lasts; a token of null speaks for an agent that nobody holds. All updates of
+-- one agent carry the same token.
 -- Returns the agents whose update was refused; where there is one, nothing was written.
-CREATE OR REPLACE FUNCTION assistant.update_board(
-    agents text[], statuses text[], details text[], tokens bigint[]
-) RETURNS text[]
+CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
 LANGUAGE plpgsql AS $$
 DECLARE
+    said jsonb;
+    entry jsonb;
     entries jsonb := '{}';
+    tokens jsonb := '{}';
+    repeated boolean := false;
     refused text[] := '{}';
     name text;
     token bigint;
     held record;
 BEGIN
+    FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
+        said := updates -> place;
+        name := said ->> 'agent';
+        repeated := repeated OR entries ? name;
+        entry := jsonb_build_object('status', said -> 'status', 'detail', said -> 'detail');
+        entries := entries || jsonb_build_object(name, entry);
+        tokens := tokens || jsonb_build_object(name, said -> 'token');
+    END LOOP;
     -- In one order for all, so that a batch and a take-over never wait for each other.
-    FOREACH name IN ARRAY ARRAY(SELECT DISTINCT unnest(agents) ORDER BY 1) LOOP
+    FOR name IN SELECT jsonb_object_keys(tokens) ORDER BY 1 LOOP
         SELECT leases.token, leases.expires_at > clock_timestamp() AS live INTO held
         FROM assistant.leases WHERE leases.agent = name FOR KEY SHARE;
-        token := tokens[array_position(agents, name)];
+        token := tokens ->> name;
         IF (token IS NULL AND held.live)
             OR (token IS NOT NULL AND (held.live AND held.token = token) IS NOT TRUE) THEN
             refused := refused || name;
@@ -259,12 +290,13 @@ BEGIN
     IF cardinality(refused) > 0 THEN
         RETURN refused;
     END IF;
-    FOR place IN 1 .. cardinality(agents) LOOP
-        entries := entries || jsonb_build_object(agents[place],
-            jsonb_build_object('status', statuses[place], 'detail', details[place]));
-    END LOOP;
-    -- The trigger below would see the last entry of each agent only; here all are recorded.
-    PERFORM set_config('assistant.records_itself', 'on', true);
+    IF repeated THEN
+        -- The trigger will see the last entry of each agent only.
+        FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
+            said := updates -> place;
+            PERFORM assistant.record_transition(said ->> 'agent', said);
+        END LOOP;
+    END IF;
     UPDATE public.kv SET expires_at = NULL, value =
         CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
     WHERE key = 'status_board';
@@ -274,33 +306,7 @@ BEGIN
             CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
             || excluded.value;
     END IF;
-    PERFORM set_config('assistant.records_itself', 'off', true);
-    FOR place IN 1 .. cardinality(agents) LOOP
-        PERFORM assistant.record_transition(agents[place], statuses[place], details[place]);
-    END LOOP;
     RETURN refused;
-END
-$$;
-
--- Other programs write the board with plain SQL; their transitions are recorded all the same.
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF current_setting('assistant.records_itself', true) = 'on'
-        OR jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value;
-    END IF;
-    PERFORM assistant.record_transition(
-        entry.key, entry.value ->> 'status', entry.value ->> 'detail')
-    FROM jsonb_each(NEW.value) AS entry
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key;
-    RETURN NULL;
 END
 $$;
 

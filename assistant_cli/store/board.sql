@@ -1,6 +1,5 @@
 -- name: update
-SELECT assistant.update_board(
-    %(agents)s::text[], %(statuses)s::text[], %(details)s::text[], %(tokens)s::bigint[]);
+SELECT assistant.update_board(%(updates)s::jsonb);
 
 -- name: read
 SELECT value::text FROM public.kv
