@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 from asyncio.subprocess import Process
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
 
 from .errors import AssistantError
+
+_CAUGHT = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 class CommandNotFoundError(AssistantError):
@@ -23,10 +27,23 @@ class CommandNotExecutableError(AssistantError):
     exit_code = 126
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code as a shell gives it, 128 + n for signal n.
+        signal: the last signal that this process was sent meanwhile, which asks it to end too.
+    """
+
+    code: int
+    signal: int | None
+
+
 async def run_command(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: bytes | None = None
-) -> int:
-    """Run a command to its end; returns its exit code as a shell gives it, 128 + n for signal n.
+) -> Ended:
+    """Run a command to its end.
 
     SIGTERM and SIGHUP are passed on; the terminal's Ctrl-C reaches the command by itself.
     `stdin`: what it reads; None: this process's own.
@@ -34,8 +51,9 @@ async def run_command(
     Raises:
         CommandNotFoundError, CommandNotExecutableError: it cannot be started.
     """
-    process = await _start(command, env, None if stdin is None else asyncio.subprocess.PIPE)
-    with _forwarded_signals(process):
+    with _Signals() as signals:
+        process = await _start(command, env, None if stdin is None else asyncio.subprocess.PIPE)
+        signals.pass_on_to(process)
         try:
             await process.communicate(stdin)
         except BaseException:
@@ -44,7 +62,7 @@ async def run_command(
             await process.wait()
             raise
     code = process.returncode or 0
-    return 128 - code if code < 0 else code
+    return Ended(128 - code if code < 0 else code, signals.last)
 
 
 async def _start(
@@ -58,19 +76,33 @@ async def _start(
         raise CommandNotExecutableError(f"cannot execute {command[0]!r}: {error}") from None
 
 
-@contextmanager
-def _forwarded_signals(process: Process) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
+class _Signals:
+    """Catches signals from before the command starts, so that none is lost or ends us alone."""
 
-    def forward(number: int) -> None:
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
+    def __init__(self) -> None:
+        self.last: int | None = None
+        self._process: Process | None = None
+        self._loop = asyncio.get_running_loop()
 
-    handlers = {signal.SIGTERM: forward, signal.SIGHUP: forward, signal.SIGINT: lambda _: None}
-    for number, handler in handlers.items():
-        loop.add_signal_handler(number, handler, number)
-    try:
-        yield
-    finally:
-        for number in handlers:
-            loop.remove_signal_handler(number)
+    def __enter__(self) -> Self:
+        for number in _CAUGHT:
+            self._loop.add_signal_handler(number, self._catch, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in _CAUGHT:
+            self._loop.remove_signal_handler(number)
+
+    def pass_on_to(self, process: Process) -> None:
+        self._process = process
+        if self.last is not None:
+            self._send(self.last)
+
+    def _catch(self, number: int) -> None:
+        self.last = number
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        if self._process is not None and number != signal.SIGINT:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)

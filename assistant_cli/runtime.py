@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,6 +36,7 @@ _RENEWAL_RETRY_SECONDS = 0.5
 _LAST_WRITES_SECONDS = 5.0
 _STANDBY_POLL_SECONDS = 2.0
 _PRUNE_SECONDS = 600.0
+_REPAIR_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
             background = [
                 tasks.create_task(keep_lease(host.database, host.lease)),
                 tasks.create_task(_follow_news(host.database, agents)),
-                tasks.create_task(_prune_regularly(host.database)),
+                tasks.create_task(_run_every(_PRUNE_SECONDS, lambda: prune(host.database))),
+                tasks.create_task(_run_every(_REPAIR_SECONDS, lambda: _repair(host.board))),
             ]
             workers = [tasks.create_task(run_agent(agent, host)) for agent in agents]
             await _drain(workers, agents, host.stopping, options.drain)
@@ -276,13 +278,22 @@ async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
         await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
 
 
-async def _prune_regularly(database: Database) -> None:
+async def _run_every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    failing = False
     while True:
         try:
-            await prune(database)
+            await work()
+            failing = False
         except AssistantError as error:
-            log.warning("cannot delete what is out of date: %s", error)
-        await asyncio.sleep(_PRUNE_SECONDS)
+            if not failing:
+                log.warning("cannot tidy up, trying on: %s", error)
+            failing = True
+        await asyncio.sleep(seconds)
+
+
+async def _repair(board: StatusBoard) -> None:
+    if await board.repair():
+        log.warning("another program had overwritten our part of the board; it is back")
 
 
 async def _leave(database: Database, board: StatusBoard | None, lease: Lease) -> None:

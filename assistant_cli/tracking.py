@@ -40,7 +40,7 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     try:
         running = shorten_detail(detail if detail is not None else " ".join(command))
         await board.update(agent, {"status": "running", "detail": running})
-        code = await run_command(command)
+        code = (await run_command(command)).code
     except (CommandNotFoundError, CommandNotExecutableError) as error:
         code = error.exit_code
         raise
@@ -61,7 +61,7 @@ async def _report_end(
     detail = f"{how} after {format_duration(taken)}"
 
     async def write() -> None:
-        await board.update(agent, {"status": "failed" if code else "idle", "detail": detail})
+        await board.update(agent, {"status": "idle" if code == 0 else "failed", "detail": detail})
         await leases.release(database, lease)
 
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -157,9 +156,8 @@ class CommandLine:
 
     def end_all(self) -> None:
         for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-            process.communicate()
+            with process:
+                process.kill()
 
 
 @pytest.fixture

@@ -130,6 +130,12 @@ async def test_format_says_it_in_lines(database: Database) -> None:
     assert board.format() == "conversation: idle\nheartbeat: running — writing a recipe"
 
 
+async def test_a_detail_cannot_look_like_another_agents_entry(database: Database) -> None:
+    board = await create_status_board(database)
+    await board.update("heartbeat", {"status": "idle", "detail": "x\nconversation: failed"})
+    assert board.format() == "conversation: idle\nheartbeat: idle — x conversation: failed"
+
+
 async def test_a_missing_detail_is_none(database: Database, sql: psycopg.Connection[Any]) -> None:
     await StatusBoard(database).update("backup", {"status": "idle"})
     assert stored(sql) == {"backup": IDLE}

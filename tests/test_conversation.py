@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,8 @@ async def test_a_failing_model_is_asked_three_times_and_the_board_tells(
         with pytest.raises(AgentFailedError, match=r"in 3 attempts: .* exited with 3: kaput"):
             await ask(database, "hello")
         (last,) = await rows(database, "SELECT max(id) FROM assistant.turns")
-        failed = {"status": "failed", "detail": f"turn {last} failed"}
+        reason = "the model's command exited with 3: kaput"
+        failed = {"status": "failed", "detail": f"turn {last} failed: {reason}"}
         await until_equal(database, ENTRY, [failed])
         hold.mend()
         assert await ask(database, "again") == "re: again"
@@ -228,3 +231,11 @@ async def test_the_board_is_idle_after_the_last_answer(database: Database) -> No
         return await rows(database, "SELECT agent FROM assistant.leases") == []
 
     await until(released)
+
+
+async def test_a_signal_right_after_the_start_is_not_slept_through(database: Database) -> None:
+    async with hosting(database, drain=timedelta(seconds=60)) as task:
+        held = "SELECT count(*) FROM assistant.leases"
+        await until_equal(database, held, [2])
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(task, PATIENCE_SECONDS)

@@ -159,6 +159,16 @@ def test_all_that_runs_outlives_a_restart_of_the_database(
         assistant.end_all()
 
 
+def test_a_board_that_somebody_overwrote_is_soon_right_again(assistant: CommandLine) -> None:
+    assistant.start_run()
+    assistant("report", "backup", "idle")
+    idle = {"status": "idle", "detail": None}
+    for arguments in (["rm", "status_board"], ["set", "status_board", '{"heartbeat": 1}']):
+        assert assistant("kv", *arguments).code == 0
+        eventually(lambda: assistant("status", "--check").code == 0, "the board")
+        assert _board(assistant) == {"conversation": idle, "heartbeat": idle}
+
+
 def test_a_message_is_kept_once_under_its_id(assistant: CommandLine) -> None:
     first = assistant("send", "--id", "a", "hello")
     assert (first.code, assistant("send", "--id", "a", "hello").out) == (0, first.out)

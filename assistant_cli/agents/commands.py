@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from ..clock import Clock
 from ..durations import parse_duration
 from ..messages import Message, Remember, Remind, Reply
+from ..store.board import format_entry
 from ..store.database import Database
 from ..store.inbox import read_history
 from ..store.reminders import list_pending
@@ -64,10 +65,7 @@ async def obey(message: Message, database: Database, clock: Clock) -> Reply:
 
 async def _status(call: _Call) -> Reply:
     snapshot = await get_snapshot(call.database)
-    lines = [
-        f"{row.agent}: {row.status}" + (f" — {row.detail}" if row.detail else "")
-        for row in snapshot.agents
-    ]
+    lines = [format_entry(row.agent, row.status, row.detail) for row in snapshot.agents]
     waiting = snapshot.inbox.waiting
     return call.reply("\n".join([*lines, f"messages waiting: {waiting}"]))
 

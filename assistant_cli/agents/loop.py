@@ -31,6 +31,7 @@ Finish = Callable[[], Awaitable[Outcome]]
 
 _BACKOFF_SECONDS = (0.0, 0.1, 0.3, 1.0, 2.0, 5.0)
 _MAX_ERROR_CHARACTERS = 4_000
+_MAX_REASON_CHARACTERS = 200
 _RELEASE_SECONDS = 5.0
 
 
@@ -99,7 +100,8 @@ async def run_agent(agent: Agent, host: Host) -> int:
                 await agent.recover()
                 recovered = True
             turn = await agent.claim()
-            if turn is None and not await agent.wait() and host.until_idle:
+            # A signal that came during the claim has woken nobody who would wait here.
+            if turn is None and (host.stopping.is_set() or not await agent.wait()):
                 break
         except DatabaseUnreachableError as error:
             if not unreachable:
@@ -153,12 +155,20 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         raise
     seconds = asyncio.get_running_loop().time() - started
     taken = format_duration(timedelta(seconds=seconds))
-    log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
     if error is None:
+        log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
         await _show(agent, host, "idle", None)
         return True
-    await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}")
+    reason = _shorten_reason(error)
+    log.warning("%s: turn %d %s after %s: %s", agent.name, turn.id, outcome, taken, reason)
+    await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}")
     return False
+
+
+def _shorten_reason(error: str) -> str:
+    """A reason on one line; the whole of it is kept with the turn."""
+    line = " ".join(error.split())
+    return line if len(line) <= _MAX_REASON_CHARACTERS else line[:_MAX_REASON_CHARACTERS] + "…"
 
 
 async def _give_up(agent: Agent, turn: Turn) -> None:

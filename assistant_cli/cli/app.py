@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import AssistantError, ClosedPipeError
+from ..errors import AssistantError, ClosedPipeError, OutputError, UsageError
 from . import (
     board,
     commands,
@@ -25,6 +26,8 @@ from . import (
     track,
 )
 
+_INTERRUPTED = 130
+
 EPILOG = """\
 --database-url and --color may also stand behind a command, before any `--`.
 
@@ -32,10 +35,11 @@ Exit codes:
   0 done, yes                    65 bad data
   2 usage                        66 input file missing
   3 no such key, path or agent   69 database unreachable
-  4 stale: the holder is gone    77 not permitted
-  5 lost the race                78 configuration wrong
-  6 an agent or a turn failed    124 deadline passed
-  8 not yet                      130, 143, 141 interrupted, terminated, closed pipe
+  4 stale: the holder is gone    74 output not written
+  5 lost the race                77 not permitted
+  6 an agent or a turn failed    78 configuration wrong
+  8 not yet                      124 deadline passed
+                                 130 interrupted, 143 terminated, 141 closed pipe
 
 Environment: ASSISTANT_DATABASE_URL, DATABASE_URL (your own Postgres; neither:
 an embedded one), ASSISTANT_HOME, ASSISTANT_MODEL, ASSISTANT_HEARTBEAT,
@@ -96,6 +100,8 @@ def configure(
     del version
     if color not in {"auto", "always", "never"}:
         raise typer.BadParameter("it is auto, always or never", param_hint="--color")
+    if database_url == "":
+        raise UsageError("--database-url is empty; leave it out for the configured database")
     output.set_color(color)
     session.configure(database_url)
 
@@ -110,15 +116,21 @@ def run_command_line(arguments: list[str]) -> int:
     _prepare_streams()
     try:
         result = app(_global_options_first(arguments), prog_name="assistant", standalone_mode=False)
+        if result == _INTERRUPTED:
+            # What is left for a reader that does not read would keep us here.
+            _silence_stdout()
         sys.stdout.flush()
     except (BrokenPipeError, ClosedPipeError):
         code = ClosedPipeError.exit_code
         _silence_stdout()
+    except SystemExit as leaving:
+        # Completion leaves like this; with 1 so does Typer where a pipe is closed.
+        code = ClosedPipeError.exit_code if leaving.code == 1 else int(leaving.code or 0)
     except AssistantError as error:
         code = error.exit_code
         _report(str(error))
     except typer.Abort:
-        code = 130
+        code = _INTERRUPTED
     except Exception as error:
         code = _exit_code_of(error)
     else:
@@ -139,6 +151,10 @@ def _exit_code_of(error: Exception) -> int:
         else:
             _report(f"{message}{help_of}")
         return int(getattr(error, "exit_code", 2))
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
+        _silence_stdout()
+        _report(f"cannot write the output: {error.strerror}")
+        return OutputError.exit_code
     if os.environ.get("ASSISTANT_DEBUG"):
         raise error
     _report(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where")
@@ -176,7 +192,10 @@ def _global_options_first(arguments: list[str]) -> list[str]:
     words = iter(arguments[:end])
     for word in words:
         if word in {"--database-url", "--color"}:
-            moved += [word, *[value for value in [next(words, None)] if value is not None]]
+            value = next(words, None)
+            if value is None:
+                raise UsageError(f"option '{word}' requires an argument")
+            moved += [word, value]
         elif word.startswith(("--database-url=", "--color=")):
             moved.append(word)
         else:

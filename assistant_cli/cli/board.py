@@ -71,7 +71,9 @@ def wait(
     assistant wait heartbeat --for idle --fail-on failed --timeout 5m
     """
     targets, failures = _states(wanted, "--for"), _states(fail_on or "", "--fail-on")
-    limit = duration(timeout)
+    limit = duration(timeout, "--timeout")
+
+    seen: dict[str, str] = {}
 
     async def follow(database: Database) -> None:
         from ..store.status import follow_snapshots
@@ -79,6 +81,7 @@ def wait(
         async with aclosing(follow_snapshots(database)) as snapshots:
             async for snapshot in snapshots:
                 rows = [snapshot.find(agent) for agent in agents]
+                seen.update(zip(agents, map(_describe, rows), strict=True))
                 _refuse(agents, rows, failures)
                 reached = [_matches(row, targets) for row in rows]
                 if any(reached) if any_ else all(reached):
@@ -87,8 +90,10 @@ def wait(
     try:
         with_database(follow, timeout=limit)
     except DeadlinePassedError:
-        what = f"{', '.join(agents)} {'is' if len(agents) == 1 else 'are'} not {wanted}"
-        raise DeadlinePassedError(f"{what} within {timeout}") from None
+        found = ", ".join(f"{agent} {state}" for agent, state in seen.items())
+        raise DeadlinePassedError(
+            f"not {wanted} within {timeout}: {found or 'the database did not answer'}"
+        ) from None
 
 
 def _states(text: str, option: str) -> set[str]:
@@ -102,10 +107,16 @@ def _states(text: str, option: str) -> set[str]:
 def _refuse(agents: list[str], rows: list[AgentRow | None], failures: set[str]) -> None:
     for agent, row in zip(agents, rows, strict=True):
         if row is not None and _matches(row, failures):
-            what = "is stale" if row.stale else f"is {row.status}"
+            what = _describe(row)
             detail = f": {row.detail}" if row.detail else ""
             kind = StaleError if row.stale else AgentFailedError
             raise kind(f"{agent} {what}{detail}")
+
+
+def _describe(row: AgentRow | None) -> str:
+    if row is None:
+        return "is not on the board"
+    return "is stale" if row.stale else f"is {row.status}"
 
 
 def _matches(row: AgentRow | None, states: set[str]) -> bool:

@@ -16,6 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ClosedPipeError
 
+# Help lists commands with their first sentence, over several lines where need be.
+_WHOLE_SENTENCE = 1_000
 _NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
 
 
@@ -46,6 +48,9 @@ def _lighten(parameters: Sequence[Any]) -> list[Any]:
 class Command(TyperCommand):
     """A command; `-5` is a value to it, while `--bogus` is still no option."""
 
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(max(limit, _WHOLE_SENTENCE))
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _lighten(super().get_params(ctx))
 
@@ -72,6 +77,9 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of such commands."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return super().get_short_help_str(max(limit, _WHOLE_SENTENCE))
 
     def get_params(self, ctx: Any) -> list[Any]:
         return _lighten(super().get_params(ctx))

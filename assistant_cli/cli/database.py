@@ -47,8 +47,7 @@ def status(as_json: JsonOption = False) -> None:
     if as_json:
         output.print_document({"schema": 1, **facts.to_json()})
     else:
-        for name, value in facts.to_json().items():
-            output.print_row(name, value)
+        output.print_rows(facts.to_json().items())
     if facts.problem is not None:
         raise facts.problem
 
@@ -92,11 +91,18 @@ def shell() -> None:
     if settings().embedded:
         with_database(nothing)
     dsn = configured_dsn(settings())
+    run_async(_require_answer(dsn))
     # In the environment, the password stays out of the process list.
     password = parse_dsn(dsn).get("password")
     environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
     program = _find_psql()
-    os.execve(program, ["psql", redact_dsn(dsn)], environment)  # noqa: S606
+    os.execve(program, [program, redact_dsn(dsn)], environment)  # noqa: S606
+
+
+async def _require_answer(dsn: str) -> None:
+    from ..store.database import Database
+
+    await (await Database(dsn).connect()).close()
 
 
 def _find_psql() -> str:

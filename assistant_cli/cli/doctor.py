@@ -29,10 +29,7 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         output.print_document({"schema": 1, "checks": [_describe(f) for f in findings]})
     else:
-        for finding in findings:
-            problem = finding.problem
-            state = "ok" if problem is None else "problem"
-            output.print_row(state, finding.check, finding.result, *([problem] if problem else []))
+        output.print_rows(_row(finding) for finding in findings)
     problems = [finding.problem for finding in findings if finding.problem is not None]
     if problems:
         raise typer.Exit(problems[0].exit_code)
@@ -42,6 +39,11 @@ async def _diagnose() -> list[Finding]:
     from ..diagnosis import diagnose
 
     return [finding async for finding in diagnose(settings())]
+
+
+def _row(finding: Finding) -> list[object]:
+    state = "ok" if finding.problem is None else "problem"
+    return [state, finding.check, finding.result, *filter(None, [finding.problem])]
 
 
 def _describe(finding: Finding) -> dict[str, str | bool | None]:

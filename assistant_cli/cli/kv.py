@@ -133,7 +133,7 @@ def set_(
     if create and (merge or if_revision is not None):
         raise UsageError("--create goes with neither --merge nor --if-revision")
     text = _read_value(value, string)
-    expiry = duration(ttl) if ttl is not None else None
+    expiry = duration(ttl, "--ttl") if ttl is not None else None
     revision = with_database(
         lambda database: database.kv.set_text(
             key, text, create=create, merge=merge, if_revision=if_revision, ttl=expiry

@@ -11,12 +11,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from typer.core import TyperCommand
 
 from ..errors import BadDataError, InputMissingError, UsageError
 from . import output
 from .commands import Command
-from .session import complete_keys, duration, with_database
+from .session import complete_keys, duration, while_read, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 4_000_000
 
 
-class CommandBehindDashes(TyperCommand):
+class CommandBehindDashes(Command):
     """A command whose argument `command` is all that stands behind `--`, and nothing else."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -79,7 +78,7 @@ def watch(
     """
     if (key is None) == (prefix is None):
         raise UsageError("give either a key or --prefix")
-    limit = duration(timeout) if timeout is not None else None
+    limit = duration(timeout, "--timeout") if timeout is not None else None
     shape = "json" if as_json else "entry" if key is None else "value"
 
     async def follow(database: Database) -> int:
@@ -94,7 +93,7 @@ def watch(
                     break
         return code
 
-    code = with_database(follow, timeout=limit)
+    code = with_database(lambda database: while_read(follow(database)), timeout=limit)
     if code:
         raise typer.Exit(code)
 
@@ -136,7 +135,10 @@ async def _run_command(change: Change, command: list[str]) -> int:
     else:
         facts["ASSISTANT_DELETED"] = "1"
     sys.stdout.flush()
-    return await run_command(command, env={**os.environ, **facts}, stdin=text)
+    ended = await run_command(command, env={**os.environ, **facts}, stdin=text)
+    if ended.signal is not None:
+        raise typer.Exit(128 + ended.signal)
+    return ended.code
 
 
 def export(
@@ -175,7 +177,8 @@ def import_(
         return await database.kv.import_lines(_lines(file), on_conflict=choice, dry_run=dry_run)
 
     written = with_database(store)
-    output.tell(f"{'would write' if dry_run else 'wrote'} {written} keys")
+    keys = "1 key" if written == 1 else f"{written} keys"
+    output.tell(f"{'would write' if dry_run else 'wrote'} {keys}")
 
 
 def _lines(file: str) -> Iterator[str]:

@@ -10,7 +10,9 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from typing import Any
 
 # C0 and C1 controls, DEL, zero-width and bidi formatting, line separators, tags, half surrogates.
@@ -35,13 +37,16 @@ def stdout_is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def can_redraw() -> bool:
+    """Whether stdout is a terminal whose lines can be drawn again."""
+    return stdout_is_terminal() and os.environ.get("TERM") != "dumb"
+
+
 def use_color() -> bool:
     """Whether to color stdout: as `--color` says, else on a terminal without NO_COLOR."""
     if _color != "auto":
         return _color == "always"
-    return (
-        stdout_is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    )
+    return can_redraw() and not os.environ.get("NO_COLOR")
 
 
 def show_line(text: str) -> str:
@@ -79,9 +84,26 @@ def print_document(document: Any) -> None:
     sys.stdout.flush()
 
 
-def print_row(*cells: object) -> None:
-    """Write one row of tab-separated cells to stdout."""
-    sys.stdout.write("\t".join("" if c is None else show_line(str(c)) for c in cells) + "\n")
+def print_rows(rows: Iterable[Sequence[object]]) -> None:
+    """Write rows to stdout: cells separated by tabs, or in columns on a terminal."""
+    table = [[_cell(cell) for cell in row] for row in rows]
+    if not stdout_is_terminal():
+        sys.stdout.writelines("\t".join(row) + "\n" for row in table)
+        return
+    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
+    for row in table:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return show_line(str(value))
 
 
 def tell(text: str) -> None:

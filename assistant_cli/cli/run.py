@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..durations import parse_interval
 from ..errors import UsageError
 from . import output
 from .commands import Command
@@ -71,8 +72,8 @@ def run(
         heartbeat=_interval(configured.heartbeat if heartbeat is None else heartbeat),
         standby=standby,
         until_idle=until_idle,
-        drain=duration(drain),
-        turn_timeout=duration(configured.turn_timeout),
+        drain=duration(drain, "--drain"),
+        turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
     )
     chosen = get_model(configured.model if model is None else model, configured.database_url)
     output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
@@ -91,9 +92,7 @@ def _agents(names: list[str]) -> tuple[str, ...]:
 
 
 def _interval(text: str) -> timedelta | None:
-    if text == "off":
-        return None
-    interval = duration(text)
-    if interval < timedelta(seconds=1):
-        raise UsageError(f"a heartbeat every {text} is too often; one second is the least")
-    return interval
+    try:
+        return parse_interval(text)
+    except ValueError as error:
+        raise UsageError(f"the heartbeat: {error}") from None

@@ -47,7 +47,7 @@ def send(
     assistant send --wait 'what is on today?'
     git log -1 | assistant send - --conversation work
     """
-    limit = duration(timeout)
+    limit = duration(timeout, "--timeout")
     content = text
     if content is None or content == "-":
         content = _read_message(content)

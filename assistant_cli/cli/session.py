@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import stat
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ..durations import parse_duration
-from ..errors import DeadlinePassedError, UsageError
+from ..errors import ClosedPipeError, DeadlinePassedError, UsageError
 from ..settings import Settings, load_settings
 from .output import log_to_stderr, tell
 
@@ -18,25 +24,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_settings: Settings | None = None
+_PLAIN = re.compile(r"[\w./:@%+=,^-]+")
+
+_database_url: str | None = None
 
 
 def configure(database_url: str | None) -> None:
-    """Load the settings for this process, given the option of the command line."""
-    global _settings  # noqa: PLW0603 (the settings of the whole process, loaded once)
-    _settings = load_settings(database_url)
+    """Keep the option of the command line for the settings of this process."""
+    global _database_url  # noqa: PLW0603 (an option of the whole process, set once)
+    _database_url = database_url
 
 
+@cache
 def settings() -> Settings:
-    """The settings of this process."""
-    return _settings or load_settings()
+    """The settings of this process, read when they are needed: help needs none."""
+    return load_settings(_database_url)
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run asynchronous work to its end."""
+    """Run asynchronous work to its end, or until Ctrl-C."""
     import asyncio
 
+    # asyncio's own handler waits for the task, which may be blocked in a read of stdin.
+    signal.signal(signal.SIGINT, _interrupt)
     return asyncio.run(work)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def with_database(
@@ -68,6 +83,43 @@ def with_database(
     return run_async(_within(open_and_work(), timeout))
 
 
+async def while_read(work: Awaitable[T]) -> T:
+    """Wait for work that prints now and then, but no longer than somebody reads stdout.
+
+    Raises:
+        ClosedPipeError: the reader has left.
+    """
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    left = False
+
+    def leave() -> None:
+        nonlocal left
+        left = True
+        task.cancel()
+
+    watched = _is_pipe(sys.stdout.fileno())
+    if watched:
+        # A pipe's writing end is never readable; the kernel reports that its reader is gone.
+        loop.add_reader(sys.stdout.fileno(), leave)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if left:
+            raise ClosedPipeError from None
+        raise
+    finally:
+        task.cancel()
+        if watched:
+            loop.remove_reader(sys.stdout.fileno())
+
+
+def _is_pipe(descriptor: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+
+
 async def _within(work: Awaitable[T], deadline: timedelta | None) -> T:
     import asyncio
 
@@ -78,11 +130,11 @@ async def _within(work: Awaitable[T], deadline: timedelta | None) -> T:
     except TimeoutError:
         if not bound.expired():
             raise
-        raise DeadlinePassedError(f"nothing within {limit:g}s") from None
+        raise DeadlinePassedError(f"the time of {limit:g}s is over") from None
 
 
-def duration(text: str) -> timedelta:
-    """Parse a duration option.
+def duration(text: str, option: str) -> timedelta:
+    """Parse the duration given as an option.
 
     Raises:
         UsageError: it is not one.
@@ -90,7 +142,7 @@ def duration(text: str) -> timedelta:
     try:
         return parse_duration(text)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{option}: {error}") from None
 
 
 def complete_keys(incomplete: str) -> list[str]:
@@ -111,7 +163,10 @@ def complete_agents(incomplete: str) -> list[str]:
 
 
 def _complete(work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
-    """Ask a database that is up, for a second at most; completion starts nothing, says nothing."""
+    """Ask a database that is up, for a second at most; completion starts nothing, says nothing.
+
+    What would need quotes is left out: shells evaluate or print some of what they are offered.
+    """
 
     async def ask() -> list[str]:
         from ..store.database import Database
@@ -119,7 +174,7 @@ def _complete(work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
 
         database = Database(configured_dsn(settings()))
         try:
-            return await work(database)
+            return [name for name in await work(database) if _PLAIN.fullmatch(name)]
         finally:
             await database.close()
 

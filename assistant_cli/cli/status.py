@@ -11,7 +11,7 @@ import typer
 from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
 from . import output
 from .commands import Command
-from .session import Agents, duration, with_database
+from .session import Agents, duration, while_read, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -57,7 +57,7 @@ def status(
     elif watch:
         if check:
             raise UsageError("--check goes without --watch; `assistant wait` waits")
-        with_database(lambda database: _watch(database, names, as_json))
+        with_database(lambda database: while_read(_watch(database, names, as_json)))
     else:
         _show_once(names, as_json, check)
 
@@ -77,8 +77,7 @@ def _show_once(names: list[str], as_json: bool, check: bool) -> None:
 
         print_table(snapshot, rows)
     else:
-        for row in rows:
-            _print_row(row)
+        output.print_rows(map(_cells, rows))
     if not snapshot.agents and not as_json:
         output.tell("no agent is on the board yet; `assistant run` puts two there")
     if check:
@@ -92,9 +91,9 @@ def _select(snapshot: Snapshot, names: list[str]) -> list[AgentRow]:
     return [row for row in snapshot.agents if not names or row.agent in names]
 
 
-def _print_row(row: AgentRow) -> None:
-    cells = (row.agent, row.status, row.detail, output.iso(row.since), state_of(row))
-    output.print_row(*cells, row.host, row.pid)
+def _cells(row: AgentRow) -> tuple[object, ...]:
+    since = output.iso(row.since)
+    return (row.agent, row.status, row.detail, since, state_of(row), row.host, row.pid)
 
 
 def state_of(row: AgentRow) -> str:
@@ -130,7 +129,7 @@ def describe(snapshot: Snapshot, rows: list[AgentRow]) -> dict[str, Any]:
         },
         "heartbeat": {
             "last_tick_at": snapshot.last_tick_at,
-            "next_tick_at": snapshot.next_tick_at,
+            "next_tick_at": None if snapshot.next_tick_at == "off" else snapshot.next_tick_at,
         },
     }
 
@@ -154,7 +153,7 @@ def _describe_agent(row: AgentRow) -> dict[str, Any]:
 async def _watch(database: Database, names: list[str], as_json: bool) -> None:
     from ..store.status import follow_snapshots
 
-    if output.stdout_is_terminal() and not as_json:
+    if output.can_redraw() and not as_json:
         from .status_table import watch_table
 
         await watch_table(database, names)
@@ -173,7 +172,7 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
 
 
 def _show_history(names: list[str], since: str | None, count: int, as_json: bool) -> None:
-    age = duration(since) if since is not None else None
+    age = duration(since, "--since") if since is not None else None
 
     async def read(database: Database) -> list[Transition]:
         from ..store.status import read_transitions
@@ -188,8 +187,7 @@ def _show_history(names: list[str], since: str | None, count: int, as_json: bool
 
         print_history(events)
     else:
-        for event in events:
-            output.print_row(output.iso(event.at), event.agent, event.status, event.detail)
+        output.print_rows((output.iso(e.at), e.agent, e.status, e.detail) for e in events)
 
 
 def _describe_event(event: Transition) -> dict[str, Any]:

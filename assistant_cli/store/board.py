@@ -55,7 +55,7 @@ class StatusBoard:
     def format(self) -> str:
         """The board as lines of text: `heartbeat: running — writing a recipe`."""
         return "\n".join(
-            f"{agent}: {entry['status']}" + (f" — {entry['detail']}" if entry["detail"] else "")
+            format_entry(agent, entry["status"], entry["detail"])
             for agent, entry in self._entries.items()
             if isinstance(entry, dict) and "status" in entry and "detail" in entry
         )
@@ -90,6 +90,24 @@ class StatusBoard:
         stored = load_json(row[0]) if row else {}
         self._entries = stored if isinstance(stored, dict) else {}
         return self.get()
+
+    async def repair(self) -> bool:
+        """Write the entries of the agents held here again where the store says otherwise.
+
+        Another program may have replaced the whole board. Returns whether that was so.
+        """
+        before = self.get()
+        held = self._lease.agents if self._lease else ()
+        async with self._database.connection() as connection:
+            row = await (await connection.execute(_SQL["read"])).fetchone()
+        stored = load_json(row[0]) if row else {}
+        # An update that is under way, or came meanwhile, is newer than what was read.
+        if self._flusher is not None or self._entries != before:
+            return False
+        found = stored if isinstance(stored, dict) else {}
+        wrong = [agent for agent in held if found.get(agent) != before.get(agent)]
+        await asyncio.gather(*(self.update(agent, before[agent]) for agent in wrong))
+        return bool(wrong)
 
     async def _flush(self) -> None:
         try:
@@ -168,6 +186,12 @@ def shorten_detail(detail: str) -> str:
     if len(data) <= MAX_DETAIL_BYTES:
         return data.decode()
     return data[: MAX_DETAIL_BYTES - 3].decode("utf-8", "ignore") + "…"
+
+
+def format_entry(agent: str, status: Any, detail: Any) -> str:
+    """An entry as one line, whatever is in it: nobody's detail looks like another entry."""
+    text = f"{agent}: {status}" + (f" — {detail}" if detail else "")
+    return " ".join(text.split())
 
 
 def check_status(status: str) -> AgentStatus:

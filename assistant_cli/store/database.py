@@ -169,13 +169,26 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        return dict(conninfo_to_dict(dsn))
+        parameters = dict(conninfo_to_dict(dsn))
+        _check_parameters(parameters)
     except (psycopg.Error, ValueError):
         pass
+    else:
+        return parameters
     # Outside the handler, so that no chained exception carries the text either.
     raise ConfigurationError(
-        "the database URL is malformed; write it like postgresql://user@host:5432/database"
+        "the database URL is malformed; write it like postgresql://user@host:5432/database, "
+        "with %40 for an @ in the password"
     )
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise ValueError for what psycopg would take for a server that does not answer."""
+    if "@" in str(parameters.get("host", "")).lstrip("@"):
+        raise ValueError("the end of a password is taken for the host")
+    for name in ("port", "connect_timeout"):
+        for number in filter(None, str(parameters.get(name, "")).split(",")):
+            int(number)
 
 
 def redact_dsn(dsn: str) -> str:
@@ -213,9 +226,13 @@ def translate(error: psycopg.Error) -> AssistantError:
         )
     if state == "42501":
         return NotPermittedError(f"the database does not permit this: {reason}")
+    if state == "25006":
+        return DatabaseUnreachableError(
+            "this server is read-only, as a standby is; use the primary's address"
+        )
     if state == "55000":
         kind = ConfigurationError
-    elif state[:2] in {"22", "42", "54"} or isinstance(error, psycopg.DataError):
+    elif state[:2] in {"22", "42", "54", "P0"} or isinstance(error, psycopg.DataError):
         kind = BadDataError
     elif state[:2] == "23":
         kind = ConflictError

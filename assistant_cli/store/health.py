@@ -41,6 +41,13 @@ async def find_missing_triggers(database: Database) -> list[str]:
     return sorted(_TRIGGERS - {row[0] for row in rows})
 
 
+async def may_write(database: Database) -> bool:
+    """Whether this user may change what the agents change, on this server."""
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["may_write"])).fetchone()
+    return bool(row and row[0])
+
+
 async def notifications_arrive(database: Database) -> bool:
     """Whether a notification sent on one connection reaches another; poolers swallow them."""
     token = uuid4().hex

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from ..errors import ConfigurationError, DatabaseUnreachableError
 from ..settings import Settings, load_settings
-from .database import Database
+from .database import Database, parse_dsn
 from .migrations import check_version, migrate, schema_version
 
 
@@ -65,6 +65,10 @@ async def _version(database: Database) -> int:
 def configured_dsn(settings: Settings) -> str:
     """The connection string of the configured database, whether or not it is up."""
     if settings.database_url is not None:
+        try:
+            parse_dsn(settings.database_url)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{settings.database_source}: {error}") from None
         return settings.database_url
     from ..embedded_postgres import EmbeddedPostgres
 
@@ -78,8 +82,7 @@ def _reviver(settings: Settings, say: Callable[[str], None]) -> Callable[[], Awa
     server = EmbeddedPostgres(settings.home)
 
     async def revive() -> None:
-        # A server that shuts down in order takes its pid file with it.
-        if (server.data_folder / "postmaster.pid").exists():
+        if server.crashed():
             await server.start(say)
 
     return revive
