@@ -292,7 +292,8 @@ async def test_a_failing_model_is_a_failed_turn_and_the_next_tick_comes_later(
     async with hosting(database, hold.model, clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["failed"])
         (turn,) = await rows(database, "SELECT id FROM assistant.turns")
-        failed = {"status": "failed", "detail": f"turn {turn} failed"}
+        reason = "the model's command exited with 3: kaput"
+        failed = {"status": "failed", "detail": f"turn {turn} failed: {reason}"}
         await until_equal(database, ENTRY, [failed])
         assert clock.next_waking() == clock.now() + HALF_HOUR
         hold.mend()
@@ -313,9 +314,8 @@ async def test_a_model_that_takes_too_long_is_a_tick_that_timed_out(
     async with hosting(database, hold.model, clock, turn_timeout=limit, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["timed_out"])
         (turn,) = await rows(database, "SELECT id FROM assistant.turns")
-        await until_equal(
-            database, ENTRY, [{"status": "failed", "detail": f"turn {turn} timed out"}]
-        )
+        detail = f"turn {turn} timed out: no result within the deadline of 300ms"
+        await until_equal(database, ENTRY, [{"status": "failed", "detail": detail}])
 
 
 async def test_messages_that_failed_or_wait_for_long_are_reported_once(

@@ -99,7 +99,8 @@ async def watch_table(database: Database, names: list[str]) -> None:
     from ..store.status import follow_snapshots
 
     screen = _Screen(names)
-    with Live(console=console(), auto_refresh=False, transient=False) as live:
+    # On a screen of its own, which survives being resized, as that of watch(1) and top(1).
+    with Live(console=console(), auto_refresh=False, screen=True) as live:
         redrawing = asyncio.create_task(screen.redraw_regularly(live))
         try:
             async with aclosing(follow_snapshots(database)) as snapshots:
@@ -135,7 +136,8 @@ class _Screen:
         board = draw(self._snapshot, rows, self._snapshot.now + timedelta(seconds=silent))
         if silent > _SILENCE_SECONDS:
             warning = f"the database has not answered for {silent:.0f}s; this is what it said last"
-            board = Group(board, _safe(warning, "bold red"))
+            # Above, since a low terminal cuts off what is below.
+            board = Group(_safe(warning, "bold red"), board)
         live.update(board, refresh=True)
 
 
