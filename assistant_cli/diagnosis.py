@@ -128,7 +128,7 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
 
 def _model(settings: Settings) -> Finding:
     try:
-        return Finding("model", get_model(settings.model).name)
+        return Finding("model", get_model(settings.model, None, settings.base_url).name)
     except AssistantError as error:
         return Finding("model", settings.model, error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -70,7 +71,32 @@ class Remind:
     due_at: datetime
 
 
-Effect = Remember | Remind
+@dataclass(frozen=True)
+class SetKey:
+    """An effect of a tool: store a text under a key."""
+
+    key: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Say:
+    """An effect of a tool: say something in the main conversation."""
+
+    text: str
+
+
+Effect = Remember | Remind | SetKey | Say
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a model used: requests, tokens, and US dollars where the price is known."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .errors import ConfigurationError
 
-_KEYS = {"database_url", "model", "heartbeat", "turn_timeout"}
+_KEYS = {"database_url", "model", "base_url", "heartbeat", "turn_timeout"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Settings:
         home: the folder that holds the config file and the embedded database.
         database_url: the DSN of the user's own Postgres; None means the embedded one.
         database_source: where the DSN was found, for messages.
-        model: what answers messages: `offline` or `command:CMD`.
+        model: what answers messages: `offline`, `command:CMD` or such as `openai:gpt-5`.
+        base_url: an OpenAI-compatible server that answers for `openai:`; None: OpenAI's.
         heartbeat: the time between two heartbeats as text, or `off`.
         turn_timeout: the deadline of one turn as text.
     """
@@ -33,6 +34,7 @@ class Settings:
     database_url: str | None = None
     database_source: str = "embedded"
     model: str = "offline"
+    base_url: str | None = None
     heartbeat: str = "30m"
     turn_timeout: str = "10m"
 
@@ -57,6 +59,7 @@ def load_settings(
         database_url=url,
         database_source=source,
         model=environ.get("ASSISTANT_MODEL") or file.get("model", Settings.model),
+        base_url=environ.get("ASSISTANT_BASE_URL") or file.get("base_url"),
         heartbeat=environ.get("ASSISTANT_HEARTBEAT", file.get("heartbeat", Settings.heartbeat)),
         turn_timeout=environ.get(
             "ASSISTANT_TURN_TIMEOUT", file.get("turn_timeout", Settings.turn_timeout)

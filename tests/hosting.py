@@ -28,7 +28,10 @@ async def hosting(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Host the agents as `run` does, without a heartbeat unless one is asked for."""
     chosen = RunOptions(**{"heartbeat": None, "retry_delay": timedelta(milliseconds=10), **options})
-    task = asyncio.create_task(run(database, get_model(model, database.dsn), chosen, clock))
+    base_url = os.environ.get("ASSISTANT_BASE_URL")
+    task = asyncio.create_task(
+        run(database, get_model(model, database.dsn, base_url), chosen, clock)
+    )
     try:
         yield task
     finally:

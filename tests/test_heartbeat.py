@@ -352,7 +352,7 @@ async def test_a_result_kept_twice_is_said_once(
     now = clock.now()
     tick = await heartbeat.begin_tick(database, lease.token, "m", now, now + HALF_HOUR)
     for _ in range(3):
-        await heartbeat.finish_tick(database, lease.token, tick, "a thought", HALF_HOUR)
+        await heartbeat.finish_tick(database, lease.token, tick, "a thought", (), HALF_HOUR)
     await due(database, clock, "tea", minutes=-1)
     delivery = await heartbeat.begin_delivery(database, lease.token)
     for _ in range(3):

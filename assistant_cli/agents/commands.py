@@ -85,7 +85,7 @@ async def _memory(call: _Call) -> Reply:
 
 
 async def _remind(call: _Call) -> Reply:
-    parsed = _parse_when(call.argument, call.clock.now())
+    parsed = parse_when(call.argument, call.clock.now())
     if parsed is None:
         return call.reply(
             "I did not understand when. Write /remind 10m TEXT, /remind 14:30 TEXT, "
@@ -130,8 +130,11 @@ _COMMANDS: dict[str, Callable[[_Call], Awaitable[Reply]]] = {
 }
 
 
-def _parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
-    """The time and the text of a reminder; times of day are of the host's time zone."""
+def parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
+    """The time and the text of `10m TEXT` and the like; None where that is no time.
+
+    Times of day are of the host's time zone.
+    """
     try:
         first, text = argument.split(maxsplit=1)
         return now + parse_duration(first), text

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from ..messages import MAIN_CONVERSATION, Message, Outcome, Reply, Turn
-from ..models import Prompt
+from ..models import ModelError, Prompt, RefusedError
 from ..store import inbox
 from . import CONVERSATION
 from .commands import is_command, obey
+from .context import build_prompt
+from .desk import TurnDesk
 from .loop import Finish, Host
+
+_REFUSED_PAUSE = timedelta(minutes=10)
 
 
 class ConversationAgent:
@@ -26,6 +30,8 @@ class ConversationAgent:
         self._host = host
         self._work = asyncio.Event()
         self._obeyed: list[Reply] = []
+        self._refusal: RefusedError | None = None
+        self._refused_until = datetime.min.replace(tzinfo=UTC)
 
     async def recover(self) -> None:
         await inbox.recover(self._host.database, self._host.lease.token)
@@ -54,13 +60,32 @@ class ConversationAgent:
         return finish
 
     async def _ask_model(self, turn: Turn, texts: list[Message]) -> Reply:
-        prompt = Prompt(
-            text="\n".join(message.content for message in texts),
-            agent=self.name,
-            conversation=turn.conversation or MAIN_CONVERSATION,
-            turn_id=turn.id,
-        )
-        return Reply(texts, await self._host.model.reply(prompt))
+        host = self._host
+        text = "\n".join(message.content for message in texts)
+        if not host.model.talks:
+            conversation = turn.conversation or MAIN_CONVERSATION
+            return Reply(
+                texts, await host.model.reply(Prompt(text, self.name, conversation, turn.id))
+            )
+        desk = TurnDesk(host, turn)
+        prompt = await build_prompt(host.database, host.clock, desk, turn, text)
+        return Reply(texts, await self._reply(prompt), desk.effects)
+
+    async def _reply(self, prompt: Prompt) -> str:
+        """The model's reply; a server that refused this key is not asked again for a while."""
+        clock = self._host.clock
+        if self._refusal is not None and clock.now() < self._refused_until:
+            raise self._refusal
+        self._refusal = None
+        try:
+            reply = await self._host.model.reply(prompt)
+        except RefusedError as error:
+            self._refusal = error
+            self._refused_until = clock.now() + _REFUSED_PAUSE
+            raise
+        if not reply.strip():
+            raise ModelError("the model's reply is empty")
+        return reply
 
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
         # A command is obeyed and answered also where the model fails beside it.
@@ -71,8 +96,9 @@ class ConversationAgent:
             turn,
             outcome,
             error,
-            host.retry_delay,
+            _REFUSED_PAUSE if self._refusal else host.retry_delay,
             replies=self._obeyed,
+            attempted=self._refusal is None,
         )
 
     async def wait(self) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ..messages import MAIN_CONVERSATION, Outcome, Turn
+from ..messages import MAIN_CONVERSATION, Effect, Outcome, Turn
 from ..models import SILENCE, Prompt
 from ..store import heartbeat
 from ..store.board import StatusBoard
 from . import HEARTBEAT
+from .context import build_prompt
+from .desk import TurnDesk
 from .loop import Finish, Host
 
 _PATIENCE = timedelta(minutes=15)
@@ -74,8 +77,10 @@ class HeartbeatAgent:
             return lambda: heartbeat.deliver_reminders(host.database, token, turn, now)
         if await heartbeat.is_busy(host.database):
             return lambda: self._skip(turn)
-        thought = await self._reflect(turn)
-        return lambda: heartbeat.finish_tick(host.database, token, turn, thought, _PATIENCE)
+        thought, effects = await self._reflect(turn)
+        return lambda: heartbeat.finish_tick(
+            host.database, token, turn, thought, effects, _PATIENCE
+        )
 
     async def _skip(self, turn: Turn) -> Outcome:
         host = self._host
@@ -84,22 +89,25 @@ class HeartbeatAgent:
         )
         return "skipped"
 
-    async def _reflect(self, turn: Turn) -> str | None:
+    async def _reflect(self, turn: Turn) -> tuple[str | None, Sequence[Effect]]:
+        """What the model has to say, if anything, and what it changes."""
         host = self._host
         if not host.model.reflects:
-            return None
+            return None, ()
         news = await heartbeat.count_news(host.database)
         if not news:
-            return None
+            return None, ()
         now = host.clock.now().astimezone().isoformat(" ", "minutes")
         # Not the host's own board: another process may hold the other agent.
         board = StatusBoard(host.database)
         await board.read()
         text = _PROMPT.format(now=now, board=board.format(), news=news, silence=SILENCE)
-        thought = (
-            await host.model.reply(Prompt(text, self.name, MAIN_CONVERSATION, turn.id))
-        ).strip()
-        return None if thought.lower() in {"", SILENCE} else thought
+        desk = TurnDesk(host, turn)
+        prompt = Prompt(text, self.name, MAIN_CONVERSATION, turn.id)
+        if host.model.talks:
+            prompt = await build_prompt(host.database, host.clock, desk, turn, text)
+        thought = (await host.model.reply(prompt)).strip()
+        return None if thought.lower() in {"", SILENCE} else thought, desk.effects
 
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
         host = self._host

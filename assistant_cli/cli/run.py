@@ -34,7 +34,8 @@ def run(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="offline, or command:CMD. [env: ASSISTANT_MODEL; default: offline]",
+            help="offline, command:CMD, or such as openai:gpt-5. "
+            "[env: ASSISTANT_MODEL; default: offline]",
         ),
     ] = None,
     heartbeat: Annotated[
@@ -75,7 +76,9 @@ def run(
         drain=duration(drain, "--drain"),
         turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
     )
-    chosen = get_model(configured.model if model is None else model, configured.database_url)
+    chosen = get_model(
+        configured.model if model is None else model, configured.database_url, configured.base_url
+    )
     output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
 
     async def host(database: Database) -> None:

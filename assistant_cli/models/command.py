@@ -25,6 +25,7 @@ class CommandModel:
     """
 
     reflects = True
+    talks = False
 
     def __init__(self, name: str, database_url: str | None = None) -> None:
         self.name = name

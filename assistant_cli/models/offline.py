@@ -16,6 +16,7 @@ class OfflineModel:
 
     name = "offline"
     reflects = False
+    talks = False
 
     async def reply(self, prompt: Prompt) -> str:
         return SILENCE if prompt.agent == "heartbeat" else _ANSWER

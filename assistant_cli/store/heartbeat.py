@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from ..messages import MAIN_CONVERSATION, Message, Outcome, Trigger, Turn
+from ..messages import MAIN_CONVERSATION, Effect, Message, Outcome, Trigger, Turn
 from . import inbox, reminders, turns
 from .database import Connection, Database
 from .kv import store_text
@@ -106,23 +106,33 @@ async def deliver_reminders(database: Database, token: int, turn: Turn, now: dat
 
 
 async def finish_tick(
-    database: Database, token: int, turn: Turn, thought: str | None, patience: timedelta
+    database: Database,
+    token: int,
+    turn: Turn,
+    thought: str | None,
+    effects: Sequence[Effect],
+    patience: timedelta,
 ) -> Outcome:
     """Say the thought, and each message that is unanswered for long, and end the turn.
 
-    A message is reported once. `patience`: how long one may wait before it is.
-    Doing it again after a lost connection says nothing twice.
+    A message is reported once. Doing it again after a lost connection says nothing twice.
+
+    Args:
+        effects: what the turn changes besides.
+        patience: how long a message may wait before it is reported.
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         unanswered = await inbox.take_unreported(connection, patience)
-        outcome: Outcome = "done" if unanswered or thought is not None else "silent"
+        outcome: Outcome = "done" if unanswered or thought is not None or effects else "silent"
         if not await turns.end(connection, turn, outcome):
             return outcome
         for conversation, text in _reports(unanswered).items():
             await inbox.say(connection, turn, text, source=AGENT, conversation=conversation)
         if thought is not None:
             await inbox.say(connection, turn, thought, source=AGENT)
+        for number, effect in enumerate(effects):
+            await inbox.apply_effect(connection, turn, effect, number)
         await inbox.announce(connection)
     return outcome
 

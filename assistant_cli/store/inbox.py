@@ -9,14 +9,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
-from datetime import UTC, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_never
 from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, dict_row
 
 from ..errors import AgentFailedError, BadDataError, ConflictError, NotFoundError
-from ..messages import Effect, Message, Outcome, Remember, Remind, Reply, Turn
+from ..messages import (
+    MAIN_CONVERSATION,
+    Effect,
+    Message,
+    Outcome,
+    Remember,
+    Remind,
+    Reply,
+    Say,
+    SetKey,
+    Turn,
+)
 from . import turns
 from .database import Connection, Database
 from .follow import Hints, follow
@@ -146,6 +157,7 @@ async def fail_turn(
     delay: timedelta,
     *,
     replies: Sequence[Reply] = (),
+    attempted: bool = True,
 ) -> None:
     """End a turn that is not answered; its messages wait again, or are kept as failed.
 
@@ -154,17 +166,19 @@ async def fail_turn(
     Args:
         delay: the pause before the second attempt.
         replies: what was answered before it failed, and is kept.
+        attempted: whether it counts as an attempt; if not, the pause does not grow either.
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         if not await turns.end(connection, turn, outcome, error):
             return
         await _keep_replies(connection, turn, replies)
+        parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
         if outcome == "interrupted":
-            await connection.execute(_SQL["return_unattempted"], {"turn": turn.id})
-        else:
-            parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
-            await connection.execute(_SQL["return_failed"], parameters)
+            parameters.update(error=None, delay=None)
+            attempted = False
+        query = "return_failed" if attempted else "return_unattempted"
+        await connection.execute(_SQL[query], parameters)
         await announce(connection)
 
 
@@ -231,17 +245,38 @@ async def _keep_replies(connection: Connection, turn: Turn, replies: Sequence[Re
         ids = [message.id for message in reply.answers]
         parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
         await connection.execute(_SQL["answer"], parameters)
-        for effect in reply.effects:
-            await _apply(connection, reply.answers[0], effect)
+        for number, effect in enumerate(reply.effects):
+            await apply_effect(connection, turn, effect, number, reply.answers[0])
 
 
-async def _apply(connection: Connection, message: Message, effect: Effect) -> None:
+async def apply_effect(
+    connection: Connection, turn: Turn, effect: Effect, number: int, message: Message | None = None
+) -> None:
+    """Do what a turn changes besides what it says, as part of the caller's transaction.
+
+    Args:
+        number: which of the turn's effects it is, where several bear the same time.
+        message: what was answered, where anything was; it gives a note its time.
+    """
     match effect:
         case Remember(text):
-            moment = message.created_at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            await store_text(connection, f"memory/notes/{moment}-{message.id.hex[:8]}", text)
+            await store_text(connection, _note_key(turn, number, message), text)
         case Remind(text, due_at):
-            await add_reminder(connection, message.conversation, text, due_at)
+            conversation = turn.conversation or MAIN_CONVERSATION
+            await add_reminder(connection, conversation, text, due_at)
+        case SetKey(key, text):
+            await store_text(connection, key, text)
+        case Say(text):
+            await say(connection, turn, text, source=turn.agent, conversation=MAIN_CONVERSATION)
+        case _:
+            assert_never(effect)
+
+
+def _note_key(turn: Turn, number: int, message: Message | None) -> str:
+    moment = (message.created_at if message else datetime.now(UTC)).astimezone(UTC)
+    name = message.id.hex[:8] if message else f"turn-{turn.id}"
+    suffix = f"-{number}" if number else ""
+    return f"memory/notes/{moment:%Y%m%dT%H%M%S.%fZ}-{name}{suffix}"
 
 
 def _message(row: dict[str, Any]) -> Message:

@@ -62,7 +62,8 @@ WHERE turn_id = %(turn)s AND state = 'working';
 
 -- name: return_unattempted
 UPDATE assistant.messages
-SET state = 'waiting', attempts = attempts - 1, retry_at = NULL
+SET state = 'waiting', attempts = attempts - 1, error = %(error)s,
+    retry_at = clock_timestamp() + %(delay)s
 WHERE turn_id = %(turn)s AND state = 'working';
 
 -- name: return_interrupted

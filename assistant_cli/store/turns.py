@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from typing import Any
+
 from ..errors import LeaseLostError
-from ..messages import Outcome, Trigger, Turn
-from .database import Connection
+from ..messages import Outcome, Trigger, Turn, Usage
+from .database import Connection, Database
+from .leases import guard
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
@@ -46,6 +51,42 @@ async def end(
     if row is None or (row[0] == "interrupted" and outcome != "interrupted"):
         raise LeaseLostError(f"turn {turn.id} was closed by another process")
     return False
+
+
+async def add_step(
+    database: Database,
+    turn: Turn,
+    token: int,
+    kind: str,
+    content: Any,
+    usage: Usage | None = None,
+) -> None:
+    """Keep a step of a turn that this process executes, and what it used.
+
+    Raises:
+        LeaseLostError: another process holds the agent.
+    """
+    text = json.dumps(_keepable(content), allow_nan=False)
+    step = {"turn": turn.id, "kind": kind, "content": text}
+    async with database.transaction() as connection:
+        await guard(connection, turn.agent, token)
+        await connection.execute(_SQL["add_step"], step)
+        if usage is not None:
+            await connection.execute(_SQL["add_usage"], {"turn": turn.id, **asdict(usage)})
+
+
+def _keepable(value: Any) -> Any:
+    """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
+    match value:
+        case str():
+            pairs = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return pairs.replace("\x00", "\ufffd")
+        case dict():
+            return {_keepable(name): _keepable(child) for name, child in value.items()}
+        case list():
+            return [_keepable(child) for child in value]
+        case _:
+            return value
 
 
 async def interrupt_open(connection: Connection, agent: str) -> list[int]:

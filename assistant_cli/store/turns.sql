@@ -8,6 +8,19 @@ UPDATE assistant.turns
 SET outcome = %(outcome)s, error = %(error)s, ended_at = clock_timestamp()
 WHERE id = %(turn)s AND outcome = 'running';
 
+-- name: add_step
+INSERT INTO assistant.turn_steps (turn_id, position, kind, content)
+SELECT %(turn)s, coalesce(max(position), 0) + 1, %(kind)s, %(content)s::jsonb
+FROM assistant.turn_steps WHERE turn_id = %(turn)s;
+
+-- name: add_usage
+UPDATE assistant.turns
+SET requests = requests + %(requests)s, input_tokens = input_tokens + %(input_tokens)s,
+    output_tokens = output_tokens + %(output_tokens)s,
+    cost_usd = CASE WHEN %(cost_usd)s::numeric IS NULL THEN cost_usd
+        ELSE coalesce(cost_usd, 0) + %(cost_usd)s::numeric END
+WHERE id = %(turn)s;
+
 -- name: outcome
 SELECT outcome FROM assistant.turns WHERE id = %(turn)s;
 

@@ -1,0 +1,77 @@
+"""The desk of a turn: what its model may call, and the record of all it does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
+from ..messages import Effect, Turn, Usage
+from ..models import StepKind, Tool
+from ..store import turns
+from .loop import Host, patiently
+from .tools import Tools
+
+_MAX_RESULT_CHARACTERS = 20_000
+
+
+class TurnDesk:
+    """Keeps every step on the turn before anything is done about it.
+
+    What tools change is kept as effects, in one transaction with the reply: a turn that fails
+    or is done again has changed nothing.
+    """
+
+    def __init__(self, host: Host, turn: Turn) -> None:
+        self._host = host
+        self._turn = turn
+        self._tools = Tools(host, turn)
+
+    @property
+    def tools(self) -> Sequence[Tool]:
+        return self._tools.all()
+
+    @property
+    def effects(self) -> Sequence[Effect]:
+        """What the tools that were called will change."""
+        return self._tools.effects
+
+    async def record(self, kind: StepKind, content: Any, usage: Usage | None = None) -> None:
+        host = self._host
+        await patiently(
+            lambda: turns.add_step(
+                host.database, self._turn, host.lease.token, kind, content, usage
+            )
+        )
+
+    async def said(self, text: str) -> None:
+        pass
+
+    async def call(self, name: str, arguments: str, work: Callable[[], Awaitable[str]]) -> str:
+        await self.record("tool_call", {"tool": name, "arguments": _parsed(arguments)})
+        refused = None
+        try:
+            result = await work()
+        except (LeaseLostError, DatabaseUnreachableError):
+            raise
+        except AssistantError as error:
+            result = refused = f"refused: {error}"
+        marked = as_data(f"tool {name}", result[:_MAX_RESULT_CHARACTERS])
+        await self.record(
+            "tool_result", {"tool": name, "refused": refused is not None, "result": result}
+        )
+        return marked
+
+
+def as_data(source: str, text: str) -> str:
+    """Text from elsewhere, marked so that a model can tell it from instructions."""
+    inside = text.replace("</data", "<\\/data")
+    return f'<data from="{source}">\n{inside}\n</data>'
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments

@@ -1,0 +1,144 @@
+"""A server that speaks OpenAI's chat protocol over HTTP on loopback, and does as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Behaviour = Callable[["_Handler"], None]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Http
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.requests.append(json.loads(body))
+        script = self.server.script
+        (script.pop(0) if script else says("nothing more"))(self)
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def open_stream(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+
+    def send_event(self, delta: dict[str, Any], finish: str | None = None) -> None:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        self.send_data({"choices": [choice]})
+
+    def send_data(self, fields: dict[str, Any]) -> None:
+        event = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m", **fields}
+        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+
+    def end_stream(self) -> None:
+        usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+        self.send_data({"choices": [], "usage": usage})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    requests: list[dict[str, Any]]
+    script: list[Behaviour]
+    released: threading.Event
+
+
+class OpenAIServer:
+    """The running server: its address, what it was asked, and what it will do next."""
+
+    def __init__(self, http: _Http) -> None:
+        self.base_url = f"http://127.0.0.1:{http.server_port}/v1"
+        self.requests = http.requests
+        self._script = http.script
+
+    def will(self, *behaviours: Behaviour) -> None:
+        """What it does with the next requests, one after the other."""
+        self._script.extend(behaviours)
+
+
+@contextmanager
+def serving() -> Iterator[OpenAIServer]:
+    http = _Http(("127.0.0.1", 0), _Handler)
+    http.requests, http.script, http.released = [], [], threading.Event()
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield OpenAIServer(http)
+    finally:
+        http.released.set()
+        http.shutdown()
+        thread.join()
+        http.server_close()
+
+
+def says(*pieces: str) -> Behaviour:
+    """A reply in pieces."""
+
+    def behave(handler: _Handler) -> None:
+        handler.open_stream()
+        for piece in pieces:
+            handler.send_event({"role": "assistant", "content": piece})
+        handler.send_event({}, "stop")
+        handler.end_stream()
+
+    return behave
+
+
+def calls(tool: str, arguments: str) -> Behaviour:
+    """A request for a tool, with arguments as JSON text."""
+
+    def behave(handler: _Handler) -> None:
+        handler.open_stream()
+        function = {"name": tool, "arguments": arguments}
+        call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+        handler.send_event({"role": "assistant", "tool_calls": [call]})
+        handler.send_event({}, "tool_calls")
+        handler.end_stream()
+
+    return behave
+
+
+def fails(status: int, **headers: str) -> Behaviour:
+    """An HTTP error."""
+
+    def behave(handler: _Handler) -> None:
+        body = json.dumps({"error": {"message": f"because of {status}"}}).encode()
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return behave
+
+
+def stalls(handler: _Handler) -> None:
+    """The beginning of a reply, and then nothing."""
+    handler.open_stream()
+    handler.send_event({"role": "assistant", "content": "Well"})
+    handler.wfile.flush()
+    handler.server.released.wait()
+
+
+def hangs_up(handler: _Handler) -> None:
+    """The beginning of a reply on a connection that is cut."""
+    handler.send_response(200)
+    handler.send_header("content-type", "text/event-stream")
+    handler.send_header("content-length", "100000")
+    handler.end_headers()
+    handler.send_event({"role": "assistant", "content": "Well"})
+
+
+def babbles(handler: _Handler) -> None:
+    """A reply that is not JSON."""
+    handler.open_stream()
+    handler.wfile.write(b"data: {not json\n\n")

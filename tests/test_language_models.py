@@ -1,0 +1,245 @@
+"""Language models over a real connection: replies, tools, and everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from assistant_cli.errors import AgentFailedError, ConfigurationError
+from assistant_cli.models import get_model
+from assistant_cli.store import inbox
+from assistant_cli.store.database import Database
+
+from .conftest import CommandLine
+from .driven_clock import DrivenClock
+from .hosting import ask, hosting, rows, until_equal
+from .openai_server import OpenAIServer, babbles, calls, fails, hangs_up, says, serving, stalls
+
+MODEL = "openai:gpt-4o-mini"
+ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
+IDLE = {"status": "idle", "detail": None}
+STEPS = "SELECT kind, content FROM assistant.turn_steps ORDER BY turn_id, position"
+STATE = "SELECT state FROM assistant.messages WHERE role = 'user'"
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def talking(database: Database, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("ASSISTANT_BASE_URL", server.base_url)
+
+    def start(**options: Any) -> AbstractAsyncContextManager[Any]:
+        return hosting(database, MODEL, **options)
+
+    return start
+
+
+def texts(request: dict[str, Any], role: str) -> list[str]:
+    return [message["content"] for message in request["messages"] if message["role"] == role]
+
+
+async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    await database.kv.set("memory/user", "likes tea")
+    server.will(says("Hel", "lo."), says("Again."))
+    async with talking():
+        assert await ask(database, "hello") == "Hello."
+        assert await ask(database, "and now?") == "Again."
+    first, second = server.requests
+    assert first["stream"] is True
+    (instructions,) = texts(first, "system")
+    assert '<data from="memory">\nmemory/user: likes tea\n</data>' in instructions
+    assert "conversation: running" in instructions
+    assert texts(second, "user") == ["hello", "and now?"]
+    assert texts(second, "assistant") == ["Hello."]
+    used = "SELECT requests, input_tokens, output_tokens, outcome FROM assistant.turns ORDER BY id"
+    assert await rows(database, used) == [(1, 11, 7, "done")] * 2
+    kinds = [kind for kind, _ in await rows(database, STEPS)]
+    assert kinds == ["request", "response"] * 2
+
+
+async def test_a_tool_is_called_and_its_result_told_as_data(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    server.will(calls("remember", '{"text": "tea at five"}'), says("Noted."))
+    async with talking():
+        assert await ask(database, "tea is at five") == "Noted."
+    (key,) = await database.kv.list_keys("memory/notes/")
+    assert await database.kv.get(key) == "tea at five"
+    (result,) = texts(server.requests[1], "tool")
+    assert result == '<data from="tool remember">\nkept when this turn ends\n</data>'
+    steps = await rows(database, STEPS)
+    assert [kind for kind, _ in steps] == [
+        *("request", "response", "tool_call", "tool_result", "request", "response")
+    ]
+    assert steps[2][1] == {"tool": "remember", "arguments": {"text": "tea at five"}}
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "told"),
+    [
+        ("fly", "{}", "there is no tool 'fly'"),
+        ("remember", '{"txt": 1}', "bad arguments: text: Field required"),
+        ("remember", "{not json", "bad arguments: "),
+        ("remember", '{"text": " "}', "the text is empty"),
+        ("set_key", '{"key": "status_board", "text": "x"}', "begin with agents/conversation/ only"),
+        ("set_key", '{"key": "agents/heartbeat/x", "text": "x"}', "agents/conversation/ only"),
+        ("set_key", '{"key": "memory/soul", "text": "x"}', "agents/conversation/ only"),
+        ("write_memory", '{"name": "../x", "text": "x"}', "bad arguments: name: "),
+        ("speak", '{"text": "as the heartbeat"}', "there is no tool 'speak'"),
+        ("remind", '{"when": "yesterday", "text": "x"}', "'yesterday' is no time to come"),
+    ],
+)
+async def test_a_call_that_is_not_right_is_refused_recorded_and_changes_nothing(
+    database: Database, server: OpenAIServer, talking: Any, tool: str, arguments: str, told: str
+) -> None:
+    before = await database.kv.list_keys()
+    server.will(calls(tool, arguments), says("I could not."))
+    async with talking():
+        assert await ask(database, "do it") == "I could not."
+        await until_equal(database, ENTRY, [IDLE])
+    (result,) = texts(server.requests[1], "tool")
+    assert "refused: " in result
+    assert told in result
+    (refused,) = [content for kind, content in await rows(database, STEPS) if kind == "tool_result"]
+    assert refused["refused"] is True
+    heartbeat_keys = {"status_board", "heartbeat_next_tick_at"}
+    assert set(await database.kv.list_keys()) - heartbeat_keys == set(before) - heartbeat_keys
+
+
+async def test_what_tools_change_is_kept_with_the_reply_or_not_at_all(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    again = [calls("remember", '{"text": "tea"}'), fails(400)]
+    server.will(*again, *again, calls("remember", '{"text": "tea"}'), says("Noted."))
+    async with talking():
+        assert await ask(database, "tea") == "Noted."
+    assert len(await database.kv.list_keys("memory/notes/")) == 1
+    outcomes = await rows(database, "SELECT outcome FROM assistant.turns ORDER BY id")
+    assert outcomes == ["failed", "failed", "done"]
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+async def test_a_server_that_refuses_is_not_asked_again_for_a_while(
+    database: Database, server: OpenAIServer, talking: Any, status: int
+) -> None:
+    clock = DrivenClock()
+    server.will(fails(status))
+    async with talking(clock=clock):
+        await inbox.put_message(database, "hello", conversation="work")
+        failed = "SELECT count(*) FROM assistant.turns WHERE outcome = 'failed'"
+        reason = f"turn 1 failed: the model's server answered {status}: because of {status}"
+        await until_equal(database, ENTRY, [{"status": "failed", "detail": reason}])
+        await inbox.put_message(database, "hello?", conversation="other")
+        await until_equal(database, failed, [2])
+        assert "/remind" in await ask(database, "/help")
+        assert len(server.requests) == 1
+        waiting = "SELECT attempts FROM assistant.messages WHERE state = 'waiting'"
+        assert await rows(database, waiting) == [0, 0]
+        clock.move(minutes=11)
+        await rows(database, "UPDATE assistant.messages SET retry_at = now()")
+        server.will(says("Here."), says("There."))
+        await until_equal(database, STATE, ["answered"] * 3)
+
+
+@pytest.mark.parametrize(
+    "trouble", [fails(429, retry_after="1"), fails(500), fails(503), fails(408)]
+)
+async def test_trouble_that_passes_is_waited_for_within_the_turn(
+    database: Database, server: OpenAIServer, talking: Any, trouble: Any
+) -> None:
+    server.will(trouble, says("Sorry to keep you waiting."))
+    async with talking():
+        assert await ask(database, "hello") == "Sorry to keep you waiting."
+    assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done"]
+
+
+@pytest.mark.parametrize("trouble", [hangs_up, babbles, says()])
+async def test_half_a_reply_is_a_failed_turn_and_the_message_is_answered_once(
+    database: Database, server: OpenAIServer, talking: Any, trouble: Any
+) -> None:
+    server.will(trouble, says("Whole."))
+    async with talking():
+        assert await ask(database, "hello") == "Whole."
+        await until_equal(database, ENTRY, [IDLE])
+    outcomes = await rows(database, "SELECT outcome FROM assistant.turns ORDER BY id")
+    assert outcomes == ["failed", "done"]
+    said = "SELECT content FROM assistant.messages WHERE role = 'assistant'"
+    assert await rows(database, said) == ["Whole."]
+
+
+async def test_a_stall_past_the_deadline_is_a_turn_that_timed_out(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    server.will(stalls, stalls, stalls)
+    async with talking(turn_timeout=timedelta(seconds=0.5)):
+        with pytest.raises(AgentFailedError, match="in 3 attempts: no result within"):
+            await ask(database, "hello")
+    outcomes = await rows(database, "SELECT DISTINCT outcome FROM assistant.turns")
+    assert outcomes == ["timed_out"]
+
+
+async def test_a_heartbeat_speaks_once_and_may_stay_silent(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    clock = DrivenClock()
+    await inbox.put_message(database, "hello", conversation="main")
+    server.will(calls("speak", '{"text": "Tea!"}'), says("[no action needed]"))
+    async with talking(clock=clock, agents=("heartbeat",), heartbeat=timedelta(minutes=30)):
+        await until_equal(database, "SELECT outcome FROM assistant.turns", ["done"])
+    said = "SELECT content, source FROM assistant.messages WHERE role = 'assistant'"
+    assert await rows(database, said) == [("Tea!", "heartbeat")]
+
+
+async def test_the_oldest_messages_are_left_out_whole(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    async with talking():
+        for number in range(4):
+            server.will(says(str(number) * 9_000))
+            await ask(database, f"ask {number}")
+        server.will(says("done"))
+        await ask(database, "last")
+    said = texts(server.requests[-1], "assistant")
+    assert said == [str(number) * 9_000 for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("openai:gpt-4o", "export OPENAI_API_KEY="),
+        ("anthropic:claude-sonnet-4-5", "pip install 'assistant-cli[anthropic]'"),
+        ("google:gemini-2.5-pro", "pip install 'assistant-cli[google]'"),
+        ("nobody:gpt", "Unknown model: nobody:gpt"),
+        ("gpt-5", "there is no model 'gpt-5'"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_told_before_anything_starts(
+    assistant: CommandLine, monkeypatch: pytest.MonkeyPatch, model: str, reason: str
+) -> None:
+    done = assistant("run", "--model", model)
+    assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
+    assert reason in done.err
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError):
+        get_model(model)
+
+
+def test_the_command_line_talks_to_any_server_by_its_address(
+    assistant: CommandLine, server: OpenAIServer
+) -> None:
+    server.will(says("Hello from afar."))
+    assistant.environment |= {"ASSISTANT_BASE_URL": server.base_url, "ASSISTANT_MODEL": MODEL}
+    assistant.start_run()
+    assert assistant("send", "--wait", "hello").out == "Hello from afar.\n"
+    assert json.loads(assistant("doctor", "--json").out)["checks"][1]["result"] == MODEL
