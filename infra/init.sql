@@ -362,5 +362,12 @@ CREATE TABLE IF NOT EXISTS assistant.turn_steps (
     PRIMARY KEY (turn_id, position)
 );
 
+-- What has come of a reply so far, for those who watch it come. Unlogged: a crash of the server
+-- loses it, and the turn with it.
+CREATE UNLOGGED TABLE IF NOT EXISTS assistant.partial_replies (
+    turn_id bigint PRIMARY KEY REFERENCES assistant.turns (id) ON DELETE CASCADE,
+    text text NOT NULL
+);
+
 INSERT INTO assistant.migrations (version, name)
 VALUES (2, 'turn_steps') ON CONFLICT DO NOTHING;

@@ -19,6 +19,7 @@ from .conftest import CommandLine
 from .driven_clock import DrivenClock
 from .hosting import ask, hosting, rows, until_equal
 from .openai_server import OpenAIServer, babbles, calls, fails, hangs_up, says, serving, stalls
+from .terminals import Terminal
 
 MODEL = "openai:gpt-4o-mini"
 ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
@@ -243,3 +244,28 @@ def test_the_command_line_talks_to_any_server_by_its_address(
     assistant.start_run()
     assert assistant("send", "--wait", "hello").out == "Hello from afar.\n"
     assert json.loads(assistant("doctor", "--json").out)["checks"][1]["result"] == MODEL
+
+
+async def test_those_who_wait_see_the_reply_come(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    seen: list[str] = []
+    server.will(stalls, says("Well done."))
+    async with talking(turn_timeout=timedelta(seconds=3)):
+        message = await inbox.put_message(database, "hello", conversation="main")
+        assert await inbox.wait_for_reply(database, message, seen.append) == "Well done."
+    assert seen[0] == "Well"
+    assert await rows(database, "SELECT count(*) FROM assistant.partial_replies") == [0]
+
+
+def test_on_a_terminal_the_reply_is_printed_as_it_comes(
+    assistant: CommandLine, server: OpenAIServer
+) -> None:
+    server.will(stalls, says("Well", " done.\n\x1b[31mred"))
+    environment = {"ASSISTANT_BASE_URL": server.base_url, "ASSISTANT_TURN_TIMEOUT": "2s"}
+    assistant.environment |= {**environment, "ASSISTANT_MODEL": MODEL}
+    assistant.start_run()
+    terminal = Terminal(assistant, "send", "--wait", "hello")
+    terminal.wait_for("Well")
+    assert terminal.finish() == 0
+    assert terminal.text.endswith(" done.\n\\x1b[31mred\n")

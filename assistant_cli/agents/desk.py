@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
@@ -13,6 +15,7 @@ from ..store import turns
 from .loop import Host, patiently
 from .tools import Tools
 
+_SHOW_SECONDS = 0.1
 _MAX_RESULT_CHARACTERS = 20_000
 
 
@@ -27,6 +30,8 @@ class TurnDesk:
         self._host = host
         self._turn = turn
         self._tools = Tools(host, turn)
+        self._said = ""
+        self._shown_at = float("-inf")
 
     @property
     def tools(self) -> Sequence[Tool]:
@@ -39,6 +44,7 @@ class TurnDesk:
 
     async def record(self, kind: StepKind, content: Any, usage: Usage | None = None) -> None:
         host = self._host
+        self._said = ""
         await patiently(
             lambda: turns.add_step(
                 host.database, self._turn, host.lease.token, kind, content, usage
@@ -46,7 +52,13 @@ class TurnDesk:
         )
 
     async def said(self, text: str) -> None:
-        pass
+        self._said += text
+        now = asyncio.get_running_loop().time()
+        if now >= self._shown_at + _SHOW_SECONDS:
+            self._shown_at = now
+            # Only for those who watch: the turn does not depend on it.
+            with suppress(AssistantError):
+                await turns.show_partial_reply(self._host.database, self._turn, self._said)
 
     async def call(self, name: str, arguments: str, work: Callable[[], Awaitable[str]]) -> str:
         await self.record("tool_call", {"tool": name, "arguments": _parsed(arguments)})

@@ -73,6 +73,31 @@ def print_data(text: str) -> None:
     sys.stdout.write((show_text(text) if stdout_is_terminal() else text) + "\n")
 
 
+class GrowingText:
+    """A text that is printed as it comes where a person reads it, and as a whole elsewhere."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, text: str) -> None:
+        """Show what has come so far."""
+        if not stdout_is_terminal():
+            return
+        if not text.startswith(self._shown):
+            # Another attempt, or another request of the same turn, began anew.
+            sys.stdout.write("\n")
+            self._shown = ""
+        sys.stdout.write(show_text(text[len(self._shown) :]))
+        sys.stdout.flush()
+        self._shown = text
+
+    def finish(self, text: str) -> None:
+        """Show the rest of the whole text, and end the line."""
+        self.show(text)
+        rest = "" if stdout_is_terminal() else text
+        sys.stdout.write(f"{rest}\n")
+
+
 def print_json_text(text: str) -> None:
     """Write JSON text and a newline to stdout."""
     sys.stdout.write((show_json(text) if stdout_is_terminal() else text) + "\n")

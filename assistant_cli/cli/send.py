@@ -62,7 +62,8 @@ def send(
     if not wait:
         output.print_data(str(with_database(put)))
         return
-    output.print_data(_send_and_wait(put, limit, timeout))
+    reply = output.GrowingText()
+    reply.finish(_send_and_wait(put, limit, timeout, reply.show))
 
 
 def _read_message(text: str | None) -> str:
@@ -74,7 +75,10 @@ def _read_message(text: str | None) -> str:
 
 
 def _send_and_wait(
-    put: Callable[[Database], Awaitable[UUID]], limit: timedelta, timeout: str
+    put: Callable[[Database], Awaitable[UUID]],
+    limit: timedelta,
+    timeout: str,
+    watch: Callable[[str], None],
 ) -> str:
     message: list[UUID] = []
 
@@ -86,7 +90,7 @@ def _send_and_wait(
         row = (await get_snapshot(database)).find("conversation")
         if row is None or not row.live:
             output.tell("no conversation agent is running; the message is kept until one does")
-        return await wait_for_reply(database, message[0])
+        return await wait_for_reply(database, message[0], watch)
 
     try:
         return with_database(work, timeout=limit)

@@ -6,7 +6,7 @@ agent's lease is still this process's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
@@ -50,12 +50,13 @@ _MESSAGE_FIELDS = [field.name for field in fields(Message)]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a message has come; `reply` once it is answered."""
+    """How far a message has come; `partial` while a reply comes, `reply` once it is there."""
 
     state: str
     attempts: int
     error: str | None
     reply: str | None
+    partial: str | None
 
 
 async def put_message(
@@ -98,8 +99,13 @@ async def put_message(
     return UUID(str(first[0]))
 
 
-async def wait_for_reply(database: Database, message: UUID) -> str:
+async def wait_for_reply(
+    database: Database, message: UUID, watch: Callable[[str], None] = lambda _: None
+) -> str:
     """The reply to a message, once it is there.
+
+    Args:
+        watch: told what has come of the reply so far, each time that is more.
 
     Raises:
         AgentFailedError: the message could not be answered in its last attempt.
@@ -110,7 +116,11 @@ async def wait_for_reply(database: Database, message: UUID) -> str:
         progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
         if progress is None:
             raise NotFoundError(f"there is no message {message} (any more)")
-        return progress if progress.state in {"answered", "failed"} else None
+        if progress.state in {"answered", "failed"}:
+            return progress
+        if progress.partial:
+            watch(progress.partial)
+        return None
 
     async with aclosing(follow(database, CHANNEL, read)) as states:
         async for progress in states:

@@ -13,9 +13,11 @@ SELECT id, conversation, content FROM assistant.messages
 WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
 
 -- name: progress
-SELECT message.state, message.attempts, message.error, reply.content AS reply
+SELECT message.state, message.attempts, message.error, reply.content AS reply,
+    partial_replies.text AS partial
 FROM assistant.messages AS message
 LEFT JOIN assistant.messages AS reply ON reply.id = message.reply_id
+LEFT JOIN assistant.partial_replies ON partial_replies.turn_id = message.turn_id
 WHERE message.id = %(id)s;
 
 -- name: claim

@@ -75,6 +75,13 @@ async def add_step(
             await connection.execute(_SQL["add_usage"], {"turn": turn.id, **asdict(usage)})
 
 
+async def show_partial_reply(database: Database, turn: Turn, text: str) -> None:
+    """Let those who wait for the reply of a turn see what has come of it so far."""
+    async with database.connection() as connection:
+        parameters = {"turn": turn.id, "text": _keepable(text)}
+        await connection.execute(_SQL["put_partial"], parameters)
+
+
 def _keepable(value: Any) -> Any:
     """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
     match value:

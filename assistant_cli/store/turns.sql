@@ -4,6 +4,7 @@ VALUES (%(agent)s, %(trigger)s, %(conversation)s, %(token)s, %(model)s)
 RETURNING id;
 
 -- name: end
+WITH whole AS (DELETE FROM assistant.partial_replies WHERE turn_id = %(turn)s)
 UPDATE assistant.turns
 SET outcome = %(outcome)s, error = %(error)s, ended_at = clock_timestamp()
 WHERE id = %(turn)s AND outcome = 'running';
@@ -21,10 +22,20 @@ SET requests = requests + %(requests)s, input_tokens = input_tokens + %(input_to
         ELSE coalesce(cost_usd, 0) + %(cost_usd)s::numeric END
 WHERE id = %(turn)s;
 
+-- name: put_partial
+INSERT INTO assistant.partial_replies (turn_id, text)
+SELECT id, %(text)s FROM assistant.turns WHERE id = %(turn)s AND outcome = 'running'
+ON CONFLICT (turn_id) DO UPDATE SET text = excluded.text
+RETURNING pg_notify('assistant_messages', '');
+
 -- name: outcome
 SELECT outcome FROM assistant.turns WHERE id = %(turn)s;
 
 -- name: interrupt_open
+WITH broken_off AS (
+    DELETE FROM assistant.partial_replies USING assistant.turns
+    WHERE turns.id = turn_id AND turns.agent = %(agent)s AND turns.outcome = 'running'
+)
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(),
     error = 'the process that ran it ended'
