@@ -86,13 +86,24 @@ async def run(
     stopping = asyncio.Event()
     with _signals(stopping) as received:
         try:
-            lease = await _acquire(database, options, stopping)
-            if lease is not None:
-                await _hold(database, model, options, lease, clock or SystemClock(), stopping)
+            await host(database, model, options, stopping, clock)
         except asyncio.CancelledError:
             if len(received) < 2:
                 raise
             raise StoppedError(received[-1]) from None
+
+
+async def host(
+    database: Database,
+    model: Model,
+    options: RunOptions,
+    stopping: asyncio.Event,
+    clock: Clock | None = None,
+) -> None:
+    """Host the agents until the event is set, as `run` does, and leave signals alone."""
+    lease = await _acquire(database, options, stopping)
+    if lease is not None:
+        await _hold(database, model, options, lease, clock or SystemClock(), stopping)
 
 
 @contextmanager

@@ -202,6 +202,18 @@ async def test_a_heartbeat_speaks_once_and_may_stay_silent(
     assert await rows(database, said) == [("Tea!", "heartbeat")]
 
 
+async def test_a_day_on_which_nothing_happens_costs_nothing(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    clock = DrivenClock()
+    outcomes = "SELECT outcome, requests FROM assistant.turns"
+    async with talking(clock=clock, heartbeat=timedelta(minutes=30)):
+        for tick in range(1, 49):
+            await until_equal(database, outcomes, [("silent", 0)] * tick)
+            clock.move(minutes=30)
+    assert server.requests == []
+
+
 async def test_the_oldest_messages_are_left_out_whole(
     database: Database, server: OpenAIServer, talking: Any
 ) -> None:

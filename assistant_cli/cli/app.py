@@ -18,6 +18,7 @@ from . import (
     doctor,
     kv,
     kv_streams,
+    memory,
     output,
     run,
     send,
@@ -66,6 +67,7 @@ for module in (run, status, board, track, send):
     module.register(app)
 kv_streams.register(kv.app)
 app.add_typer(kv.app, name="kv")
+app.add_typer(memory.app, name="memory")
 app.add_typer(database.app, name="db")
 doctor.register(app)
 

@@ -1,0 +1,130 @@
+"""`assistant memory`: what the agents remember, for their user to read and to correct."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigurationError, ConflictError, NotFoundError, UsageError
+from . import output
+from .commands import Command, Group
+from .session import JsonOption, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+    from ..store.watch import Entry
+
+app = typer.Typer(
+    cls=Group, help="What the agents remember.", no_args_is_help=True, rich_markup_mode=None
+)
+
+_PREFIXES = ("memory/", "diary/")
+_TEXTS = ("soul", "user", "instructions")
+Name = Annotated[
+    str, typer.Argument(help="soul, user, instructions, or a key such as notes/…, diary/….")
+]
+
+
+@app.command(cls=Command)
+def show(
+    name: Annotated[str | None, typer.Argument(help="Only this text.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what is remembered, or one text of it; exit 3 where there is none."""
+    entries = with_database(_read_all)
+    if name is not None:
+        entries = [entry for entry in entries if entry.key == _key(name)]
+        if not entries:
+            raise NotFoundError(f"nothing is remembered as {name!r}; `assistant memory show` lists")
+    _print(entries, as_json, alone=name is not None)
+
+
+@app.command(cls=Command)
+def search(
+    query: Annotated[str, typer.Argument(help="Words that must all be there.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print what contains all the words, in any case; exit 3 where nothing does."""
+    words = query.lower().split()
+    entries = [
+        entry
+        for entry in with_database(_read_all)
+        if all(word in f"{entry.key} {_text(entry)}".lower() for word in words)
+    ]
+    if not entries:
+        raise NotFoundError(f"nothing that is remembered contains {query!r}")
+    _print(entries, as_json)
+
+
+@app.command(cls=Command)
+def edit(name: Name) -> None:
+    """Edit a text in $VISUAL or $EDITOR; exit 5 where it was changed meanwhile.
+
+    \b
+    assistant memory edit user
+    """
+    key = _key(name)
+    entry = with_database(lambda database: database.kv.get_entry(key))
+    before = _text(entry) if entry else ""
+    after = _edited(before)
+    if after == before:
+        output.tell("nothing was changed")
+        return
+    revision = entry.revision if entry else 0
+    try:
+        with_database(lambda database: database.kv.set(key, after, if_revision=revision))
+    except ConflictError:
+        kept = _keep(after)
+        raise ConflictError(f"{key} was changed meanwhile; your text is kept in {kept}") from None
+
+
+async def _read_all(database: Database) -> list[Entry]:
+    return [entry for prefix in _PREFIXES for entry in await database.kv.list_entries(prefix)]
+
+
+def _key(name: str) -> str:
+    return name if name.startswith(_PREFIXES) else f"memory/{name}"
+
+
+def _text(entry: Entry) -> str:
+    value = entry.value
+    return value if isinstance(value, str) else entry.text
+
+
+def _print(entries: list[Entry], as_json: bool, alone: bool = False) -> None:
+    if as_json:
+        texts = [{"key": entry.key, "text": _text(entry)} for entry in entries]
+        output.print_document({"schema": 1, "memory": texts})
+    elif alone:
+        output.print_data(_text(entries[0]))
+    else:
+        output.print_rows((entry.key, _text(entry)) for entry in entries)
+
+
+def _edited(text: str) -> str:
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    if not editor:
+        raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
+    file = _keep(text)
+    try:
+        done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
+        if done.returncode:
+            raise ConfigurationError(f"the editor {editor!r} ended with {done.returncode}")
+        return file.read_text("utf-8").removesuffix("\n")
+    except OSError as error:
+        raise ConfigurationError(f"cannot run the editor {editor!r}: {error.strerror}") from None
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _keep(text: str) -> Path:
+    handle, name = tempfile.mkstemp(prefix="assistant-memory-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f"{text}\n" if text else "")
+    return Path(name)

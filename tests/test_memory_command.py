@@ -1,0 +1,88 @@
+"""`assistant memory`: reading and correcting what the agents remember."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from .conftest import CommandLine
+from .terminals import run_on_terminal
+
+
+@pytest.fixture
+def remembered(assistant: CommandLine) -> CommandLine:
+    assistant("kv", "set", "memory/user", "--string", "likes tea\nand \x1b[31mred")
+    assistant("kv", "set", "memory/notes/1", "--string", "the milk is out")
+    assistant("kv", "set", "diary/1", "--string", "a quiet day, no Milk")
+    assistant("kv", "set", "other", "--string", "milk")
+    return assistant
+
+
+def test_all_that_is_remembered_is_shown_a_line_each(remembered: CommandLine) -> None:
+    done = remembered("memory", "show")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "memory/notes/1\tthe milk is out",
+        "memory/user\tlikes tea\\nand \\x1b[31mred",
+        "diary/1\ta quiet day, no Milk",
+    ]
+    document = json.loads(remembered("memory", "show", "--json").out)
+    assert document["memory"][2] == {"key": "diary/1", "text": "a quiet day, no Milk"}
+
+
+def test_one_text_is_shown_as_it_is_and_escaped_on_a_terminal(remembered: CommandLine) -> None:
+    assert remembered("memory", "show", "user").out == "likes tea\nand \x1b[31mred\n"
+    assert "and \\x1b[31mred" in run_on_terminal(remembered, "memory", "show", "user")
+    done = remembered("memory", "show", "soul")
+    assert (done.code, done.out) == (3, "")
+
+
+def test_a_search_finds_all_words_in_any_case(remembered: CommandLine) -> None:
+    found = remembered("memory", "search", "milk").out
+    assert [line.split("\t")[0] for line in found.splitlines()] == ["memory/notes/1", "diary/1"]
+    assert remembered("memory", "search", "quiet MILK").out.startswith("diary/1")
+    assert remembered("memory", "search", "coffee").code == 3
+
+
+def editor(folder: Path, script: str) -> str:
+    path = folder / "editor"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return shlex.quote(str(path))
+
+
+def test_an_edit_is_kept(remembered: CommandLine, tmp_path: Path) -> None:
+    remembered.environment["EDITOR"] = editor(tmp_path, 'echo "and milk" >> "$1"')
+    assert remembered("memory", "edit", "notes/1").code == 0
+    assert remembered("memory", "show", "notes/1").out == "the milk is out\nand milk\n"
+    assert remembered("memory", "edit", "soul").code == 0
+    assert remembered("kv", "get", "memory/soul", "-r").out == "and milk\n"
+
+
+def test_an_edit_that_comes_too_late_loses_and_its_text_is_kept(
+    remembered: CommandLine, tmp_path: Path
+) -> None:
+    other = shlex.join(remembered.command("kv", "set", "memory/user", "--string", "coffee"))
+    remembered.environment["EDITOR"] = editor(tmp_path, f'{other}; echo mine > "$1"')
+    done = remembered("memory", "edit", "user")
+    assert (done.code, done.out) == (5, "")
+    kept = Path(done.err.strip().rpartition(" ")[2])
+    assert kept.read_text() == "mine\n"
+    kept.unlink()
+    assert remembered("memory", "show", "user").out == "coffee\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [(None, 2), ("no-such-editor", 78), ("false", 78), ("true", 0)]
+)
+def test_without_an_edit_nothing_changes(
+    remembered: CommandLine, command: str | None, code: int
+) -> None:
+    if command:
+        remembered.environment["EDITOR"] = command
+    done = remembered("memory", "edit", "user")
+    assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)
+    assert remembered("memory", "show", "user").out.startswith("likes tea")
