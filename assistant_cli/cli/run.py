@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,9 @@ from .commands import Command
 from .session import duration, settings, with_database
 
 if TYPE_CHECKING:
+    from ..models import Model
+    from ..runtime import RunOptions
+    from ..settings import Settings
     from ..store.database import Database
 
 _AGENTS = ("conversation", "heartbeat")
@@ -63,28 +67,48 @@ def run(
     \b
     assistant run --model 'command:llm -m gpt-5'
     """
-    from ..models import get_model
-    from ..runtime import RunOptions
     from ..runtime import run as host_agents
 
-    configured = settings()
-    options = RunOptions(
+    options = replace(
+        options_from(settings(), heartbeat),
         agents=_agents(agent or []),
-        heartbeat=_interval(configured.heartbeat if heartbeat is None else heartbeat),
         standby=standby,
         until_idle=until_idle,
         drain=duration(drain, "--drain"),
-        turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
     )
-    chosen = get_model(
-        configured.model if model is None else model, configured.database_url, configured.base_url
-    )
+    chosen = model_from(settings(), model)
     output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
 
     async def host(database: Database) -> None:
         await host_agents(database, chosen, options)
 
     with_database(host, setup=True)
+
+
+def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptions:
+    """How to host the agents as configured, but for a heartbeat given as an option.
+
+    Raises:
+        UsageError: one of the durations is none.
+    """
+    from ..runtime import RunOptions
+
+    return RunOptions(
+        heartbeat=_interval(configured.heartbeat if heartbeat is None else heartbeat),
+        turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
+    )
+
+
+def model_from(configured: Settings, name: str | None = None) -> Model:
+    """The configured model, but for a name given as an option.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+    from ..models import get_model
+
+    chosen = configured.model if name is None else name
+    return get_model(chosen, configured.database_url, configured.base_url)
 
 
 def _agents(names: list[str]) -> tuple[str, ...]:
