@@ -12,6 +12,7 @@ from typing import Self
 
 from .errors import AssistantError
 
+_GRACE_SECONDS = 2.0
 _CAUGHT = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -57,12 +58,21 @@ async def run_command(
         try:
             await process.communicate(stdin)
         except BaseException:
-            with suppress(ProcessLookupError):
-                process.terminate()
-            await process.wait()
+            await _end(process)
             raise
     code = process.returncode or 0
     return Ended(128 - code if code < 0 else code, signals.last)
+
+
+async def _end(process: Process) -> None:
+    """End a command that is not waited for any longer: politely, then not."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await process.wait()
+        process.kill()
+    await process.wait()
 
 
 async def _start(

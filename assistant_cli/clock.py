@@ -30,5 +30,7 @@ class SystemClock:
         seconds = _LONGEST_WAIT_SECONDS
         if until is not None:
             seconds = min(seconds, max(0.0, (until - self.now()).total_seconds()))
+        # Not wait_for, which on Python 3.11 forgets a cancellation that comes with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await event.wait()

@@ -16,7 +16,7 @@ import psycopg
 from .agents import AGENTS, CONVERSATION, HEARTBEAT
 from .agents.conversation import ConversationAgent
 from .agents.heartbeat import HeartbeatAgent
-from .agents.loop import Host, run_agent
+from .agents.loop import Host, patiently, run_agent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 HostedAgent = ConversationAgent | HeartbeatAgent
 
-_RENEWAL_PATIENCE_SECONDS = 5.0
+_RENEWAL_PATIENCE_SECONDS = 3.0
 _RENEWAL_RETRY_SECONDS = 0.5
-_LAST_WRITES_SECONDS = 5.0
+_LAST_WRITES_SECONDS = 3.0
 _STANDBY_POLL_SECONDS = 2.0
 _PRUNE_SECONDS = 600.0
 _REPAIR_SECONDS = 5.0
@@ -122,7 +122,9 @@ def _signals(stopping: asyncio.Event) -> Iterator[list[int]]:
             log.info("stopping: running turns may finish; a second signal stops at once")
             stopping.set()
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, handle, number)
     try:
@@ -175,7 +177,7 @@ async def _hold(
 ) -> None:
     board: StatusBoard | None = None
     try:
-        board = await create_status_board(database, lease)
+        board = await patiently(lambda: _open_board(database, lease))
         host = Host(
             database=database,
             board=board,
@@ -193,8 +195,17 @@ async def _hold(
             raise AgentFailedError(
                 f"{failed} turns failed; `assistant status --history` shows them"
             )
-    finally:
-        await _leave(database, board, lease)
+    except BaseException:
+        with suppress(AssistantError):
+            await _leave(database, board, lease)
+        raise
+    await _leave(database, board, lease)
+
+
+async def _open_board(database: Database, lease: Lease) -> StatusBoard:
+    async with database.connection() as connection:
+        await leases.renew(connection, lease)
+    return await create_status_board(database, lease)
 
 
 async def _run_agents(host: Host, options: RunOptions) -> int:
@@ -264,7 +275,8 @@ async def keep_lease(database: Database, lease: Lease) -> None:
                     await asyncio.sleep(leases.RENEWAL.total_seconds())
         except (psycopg.Error, TimeoutError, DatabaseUnreachableError) as error:
             if not failing:
-                log.warning("cannot renew the lease, trying on: %s", str(error).partition("\n")[0])
+                reason = str(error).partition("\n")[0] or "the database does not answer"
+                log.warning("cannot renew the lease, trying on: %s", reason)
             failing = True
         await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
 
@@ -308,7 +320,11 @@ async def _repair(board: StatusBoard) -> None:
 
 
 async def _leave(database: Database, board: StatusBoard | None, lease: Lease) -> None:
-    """Write idle and give the agents back, as far as the database lets us in a moment."""
+    """Write idle and give the agents back, as far as the database lets us in a moment.
+
+    Raises:
+        AssistantError: it does not; the lease lapses by itself, and the board stays as it is.
+    """
     try:
         async with asyncio.timeout(_LAST_WRITES_SECONDS):
             idle = {"status": "idle", "detail": None}
@@ -318,10 +334,11 @@ async def _leave(database: Database, board: StatusBoard | None, lease: Lease) ->
             await leases.release(database, lease)
         for refused in filter(None, results):
             raise refused
-    except (AssistantError, TimeoutError) as error:
-        log.warning("could not leave in order: %s", error)
-    else:
-        log.info("stopped; %s released", " and ".join(lease.agents))
+    except TimeoutError:
+        raise DatabaseUnreachableError(
+            "could not write that the agents have stopped: the database does not answer"
+        ) from None
+    log.info("stopped; %s released", " and ".join(lease.agents))
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

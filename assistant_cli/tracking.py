@@ -10,7 +10,7 @@ from datetime import timedelta
 from .agents.loop import patiently
 from .child_process import CommandNotExecutableError, CommandNotFoundError, run_command
 from .durations import format_duration
-from .errors import AssistantError
+from .errors import AssistantError, LeaseLostError
 from .runtime import keep_lease
 from .store import leases
 from .store.board import StatusBoard, check_agent, shorten_detail
@@ -34,11 +34,13 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     """
     lease = await leases.acquire(database, [check_agent(agent)])
     board = StatusBoard(database, lease)
-    renewal = asyncio.create_task(keep_lease(database, lease))
+    renewal = asyncio.create_task(_keep(database, lease))
     started = asyncio.get_running_loop().time()
     code: int | None = None
     try:
         running = shorten_detail(detail if detail is not None else " ".join(command))
+        # Idle first: what a holder that was killed said of itself has not lasted until now.
+        await board.update(agent, {"status": "idle", "detail": None})
         await board.update(agent, {"status": "running", "detail": running})
         code = (await run_command(command)).code
     except (CommandNotFoundError, CommandNotExecutableError) as error:
@@ -50,6 +52,13 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
         renewal.cancel()
         await asyncio.gather(renewal, return_exceptions=True)
     return code
+
+
+async def _keep(database: Database, lease: Lease) -> None:
+    try:
+        await keep_lease(database, lease)
+    except LeaseLostError as error:
+        log.warning("the command runs on, but off the board: %s", error)
 
 
 async def _report_end(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ..clock import Clock
 from ..durations import parse_duration
-from ..messages import Message, Remember, Remind, Reply
+from ..messages import Effect, Message, Remember, Remind, Reply
 from ..store.board import format_entry
 from ..store.database import Database
 from ..store.inbox import read_history
@@ -22,6 +22,8 @@ _WHEN = re.compile(
     re.DOTALL,
 )
 _MAX_HISTORY = 100
+_MAX_SHOWN = 1_000
+_MAX_NOTE_BYTES = 100_000
 _FURTHEST = timedelta(days=3660)
 
 _HELP = """\
@@ -42,6 +44,7 @@ class _Call:
     argument: str
     database: Database
     clock: Clock
+    before: Sequence[Effect]
 
     def reply(self, text: str, *effects: Remember | Remind) -> Reply:
         return Reply([self.message], text, effects)
@@ -52,11 +55,16 @@ def is_command(message: Message) -> bool:
     return _COMMAND.fullmatch(message.content.strip()) is not None
 
 
-async def obey(message: Message, database: Database, clock: Clock) -> Reply:
-    """Obey a command. What it changes comes as effects, kept together with the reply."""
+async def obey(
+    message: Message, database: Database, clock: Clock, before: Sequence[Effect] = ()
+) -> Reply:
+    """Obey a command. What it changes comes as effects, kept together with the reply.
+
+    `before`: what commands of the same turn have changed, which is not kept yet.
+    """
     match = _COMMAND.fullmatch(message.content.strip())
     assert match is not None
-    call = _Call(message, (match[2] or "").strip(), database, clock)
+    call = _Call(message, (match[2] or "").strip(), database, clock, before)
     command = _COMMANDS.get(match[1])
     if command is None:
         return call.reply(f"There is no command /{match[1]}; /help lists them.")
@@ -73,6 +81,8 @@ async def _status(call: _Call) -> Reply:
 async def _remember(call: _Call) -> Reply:
     if not call.argument:
         return call.reply("What shall I remember? /remember TEXT")
+    if len(call.argument.encode()) > _MAX_NOTE_BYTES:
+        return call.reply(f"That is too long to remember; a note has {_MAX_NOTE_BYTES:,} bytes.")
     return call.reply("Remembered.", Remember(call.argument))
 
 
@@ -81,6 +91,7 @@ async def _memory(call: _Call) -> Reply:
     lines = [
         f"- {entry.value if isinstance(entry.value, str) else entry.text}" for entry in entries
     ]
+    lines += [f"- {effect.text}" for effect in call.before if isinstance(effect, Remember)]
     return call.reply("\n".join(lines) or "There are no notes yet; /remember TEXT keeps one.")
 
 
@@ -101,7 +112,9 @@ async def _remind(call: _Call) -> Reply:
 
 async def _reminders(call: _Call) -> Reply:
     pending = await list_pending(call.database, call.message.conversation)
-    lines = [f"{_local(reminder.due_at)}  {reminder.content}" for reminder in pending]
+    coming = [(reminder.due_at, reminder.content) for reminder in pending]
+    coming += [(effect.due_at, effect.text) for effect in call.before if isinstance(effect, Remind)]
+    lines = [f"{_local(due_at)}  {content}" for due_at, content in sorted(coming)]
     return call.reply("\n".join(lines) or "There are no reminders to come.")
 
 
@@ -111,7 +124,8 @@ async def _history(call: _Call) -> Reply:
     limit = max(1, min(int(call.argument or "10"), _MAX_HISTORY))
     messages = await read_history(call.database, call.message.conversation, limit + 1)
     earlier = [message for message in messages if message.id != call.message.id][-limit:]
-    lines = [f"{_local(m.created_at)} {m.role}: {m.content}" for m in earlier]
+    # Cut, or a history that shows a history would double with each.
+    lines = [f"{_local(m.created_at)} {m.role}: {_cut(m.content)}" for m in earlier]
     return call.reply("\n".join(lines) or "Nothing was said before.")
 
 
@@ -159,6 +173,10 @@ def _moment(date: str | None, time: str, now: datetime) -> datetime:
     if date is None and naive.astimezone() <= local:
         naive += timedelta(days=1)
     return naive.astimezone()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
 def _local(moment: datetime) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
+from ..errors import BadDataError
 from ..messages import MAIN_CONVERSATION, Message, Outcome, Reply, Turn
 from ..models import ModelError, Prompt, RefusedError
 from ..store import inbox
@@ -50,7 +52,10 @@ class ConversationAgent:
         host = self._host
         commands = [message for message in turn.messages if is_command(message)]
         texts = [message for message in turn.messages if not is_command(message)]
-        self._obeyed = [await obey(message, host.database, host.clock) for message in commands]
+        self._obeyed = []
+        for message in commands:
+            before = [effect for reply in self._obeyed for effect in reply.effects]
+            self._obeyed.append(await obey(message, host.database, host.clock, before))
         replies = [*self._obeyed, *([await self._ask_model(turn, texts)] if texts else [])]
 
         async def finish() -> Outcome:
@@ -90,16 +95,21 @@ class ConversationAgent:
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
         # A command is obeyed and answered also where the model fails beside it.
         host = self._host
-        await inbox.fail_turn(
+        fail = partial(
+            inbox.fail_turn,
             host.database,
             host.lease.token,
             turn,
             outcome,
             error,
             _REFUSED_PAUSE if self._refusal else host.retry_delay,
-            replies=self._obeyed,
             attempted=self._refusal is None,
         )
+        try:
+            await fail(replies=self._obeyed)
+        except BadDataError:
+            # Most likely it failed because the database refuses one of them.
+            await fail()
 
     async def wait(self) -> bool:
         """Wait for a message to come, or for the time of the next attempt."""

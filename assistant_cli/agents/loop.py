@@ -32,7 +32,7 @@ Finish = Callable[[], Awaitable[Outcome]]
 _BACKOFF_SECONDS = (0.0, 0.1, 0.3, 1.0, 2.0, 5.0)
 _MAX_ERROR_CHARACTERS = 4_000
 _MAX_REASON_CHARACTERS = 200
-_RELEASE_SECONDS = 5.0
+_RELEASE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ async def _pause(host: Host, failures: int) -> None:
     """Pause after so many failures in a row, or until the host stops."""
     if failures:
         with suppress(TimeoutError):
-            await asyncio.wait_for(host.stopping.wait(), _backoff(failures))
+            async with asyncio.timeout(_backoff(failures)):
+                await host.stopping.wait()
 
 
 async def patiently(operation: Callable[[], Awaitable[T]]) -> T:
@@ -177,7 +178,8 @@ async def _give_up(agent: Agent, turn: Turn) -> None:
         async with asyncio.timeout(_RELEASE_SECONDS):
             await agent.fail(turn, "interrupted", "stopped before it was finished")
     except (AssistantError, TimeoutError) as error:
-        log.warning("%s: turn %d is left open: %s", agent.name, turn.id, error)
+        reason = str(error) or "the database does not answer"
+        log.warning("%s: turn %d is left open: %s", agent.name, turn.id, reason)
     else:
         log.warning("%s: turn %d interrupted", agent.name, turn.id)
 

@@ -83,14 +83,17 @@ def _send_and_wait(
     message: list[UUID] = []
 
     async def work(database: Database) -> str:
+        from ..agents.loop import patiently
         from ..store.inbox import wait_for_reply
         from ..store.status import get_snapshot
 
         message.append(await put(database))
-        row = (await get_snapshot(database)).find("conversation")
+        # The message is kept: from here on, a database that goes away is waited for.
+        snapshot = await patiently(lambda: get_snapshot(database))
+        row = snapshot.find("conversation")
         if row is None or not row.live:
             output.tell("no conversation agent is running; the message is kept until one does")
-        return await wait_for_reply(database, message[0], watch)
+        return await patiently(lambda: wait_for_reply(database, message[0], watch))
 
     try:
         return with_database(work, timeout=limit)

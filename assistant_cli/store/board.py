@@ -87,8 +87,7 @@ class StatusBoard:
         """Read the stored board into memory and return it as `get` does."""
         async with self._database.connection() as connection:
             row = await (await connection.execute(_SQL["read"])).fetchone()
-        stored = load_json(row[0]) if row else {}
-        self._entries = stored if isinstance(stored, dict) else {}
+        self._entries = _entries_of(row)
         return self.get()
 
     async def repair(self) -> bool:
@@ -100,11 +99,10 @@ class StatusBoard:
         held = self._lease.agents if self._lease else ()
         async with self._database.connection() as connection:
             row = await (await connection.execute(_SQL["read"])).fetchone()
-        stored = load_json(row[0]) if row else {}
+        found = _entries_of(row)
         # An update that is under way, or came meanwhile, is newer than what was read.
         if self._flusher is not None or self._entries != before:
             return False
-        found = stored if isinstance(stored, dict) else {}
         wrong = [agent for agent in held if found.get(agent) != before.get(agent)]
         await asyncio.gather(*(self.update(agent, before[agent]) for agent in wrong))
         return bool(wrong)
@@ -150,6 +148,15 @@ class StatusBoard:
         by_agent = {holder.agent: holder for holder in holders}
         for update in updates:
             _fail([update], _refusal(update, by_agent.get(update.agent)))
+
+
+def _entries_of(row: tuple[Any, ...] | None) -> dict[str, Any]:
+    """The stored board; empty where it is missing or holds what is no board."""
+    try:
+        stored = load_json(row[0]) if row else {}
+    except BadDataError:
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _refusal(update: _Update, holder: Any) -> Exception:

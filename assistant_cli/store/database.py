@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection, pq, waiting
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
 from ..errors import (
@@ -25,12 +26,38 @@ if TYPE_CHECKING:
     from .kv import KeyValues
 
 Connection = AsyncConnection[TupleRow]
+RV = TypeVar("RV")
 
 CONNECT_SECONDS = 10
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
+# The server ends, or is read-only since a failover: what else is open to it is no better.
+_GONE = ("08", "57P", "25006")
+_SESSION = "SET idle_in_transaction_session_timeout = '10s'"
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
+
+
+class _Connection(AsyncConnection[TupleRow]):
+    """A connection that is dropped when whoever waits for it is cancelled.
+
+    psycopg would ask the server to cancel and wait for that, which with a server that hangs
+    takes longer than any deadline of ours.
+    """
+
+    async def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
+    ) -> RV:
+        try:
+            return await waiting.wait_async(
+                gen, self.pgconn.socket, interval=interval, timeout=timeout
+            )
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            self.pgconn.finish()
+            raise
 
 
 class Database:
@@ -87,13 +114,17 @@ class Database:
         parameters = parse_dsn(self.dsn)
         parameters.setdefault("connect_timeout", CONNECT_SECONDS)
         parameters.setdefault("application_name", "assistant")
+        parameters.setdefault("tcp_user_timeout", 10_000)
         if "," in str(parameters.get("host", "")):
             parameters.setdefault("target_session_attrs", "read-write")
         try:
             # Always UTF-8, whatever PGCLIENTENCODING says: values must come out as they went in.
-            return await AsyncConnection.connect(
+            connection = await _Connection.connect(
                 "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
             )
+            # A process that is stopped in a transaction must not keep others from taking over.
+            await connection.execute(_SESSION)
+            return connection
         except psycopg.Error as error:
             raise_refused_connection(error)
 
@@ -112,9 +143,11 @@ class Database:
                 async with asyncio.timeout(patience):
                     yield connection
             except psycopg.Error as error:
+                if (error.sqlstate or "08").startswith(_GONE):
+                    await self._drop(connection)
                 raise translate(error) from error
             except TimeoutError as error:
-                await connection.close()
+                await self._drop(connection)
                 raise DatabaseUnreachableError(
                     f"the database did not answer within {patience:.0f}s"
                 ) from error
@@ -140,6 +173,12 @@ class Database:
                 return connection
             await connection.close()
         return await self.connect()
+
+    async def _drop(self, connection: Connection) -> None:
+        """Close a connection that has failed, and the idle ones, which are likely no better."""
+        await connection.close()
+        while self._idle:
+            await self._idle.pop().close()
 
     async def _give_back(self, connection: Connection) -> None:
         reusable = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE

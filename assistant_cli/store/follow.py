@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import DatabaseUnreachableError
-from .database import PATIENCE_SECONDS, Connection, Database, translate
+from .database import Connection, Database, translate
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ Hints = set[str] | None
 Read = Callable[[Connection, Hints], Awaitable[T | None]]
 
 POLL_SECONDS = 5.0
+_READ_SECONDS = 10.0
 POLL_SECONDS_WITHOUT_HINTS = 1.0
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -74,7 +75,7 @@ async def _states(
         while True:
             # Hints about other things, however many, must not put off the look at everything.
             complete = not payloads or "" in payloads or now() >= look_at_all
-            async with asyncio.timeout(PATIENCE_SECONDS):
+            async with asyncio.timeout(_READ_SECONDS):
                 state = await read(connection, None if complete else set(payloads))
             if payloads:
                 unannounced = 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import psycopg
+
 from ..messages import MAIN_CONVERSATION, Effect, Message, Outcome, Trigger, Turn
 from . import inbox, reminders, turns
 from .database import Connection, Database
@@ -126,7 +128,8 @@ async def finish_tick(
         unanswered = await inbox.take_unreported(connection, patience)
         outcome: Outcome = "done" if unanswered or thought is not None or effects else "silent"
         if not await turns.end(connection, turn, outcome):
-            return outcome
+            # Kept by an attempt before this one: nothing is marked as reported again.
+            raise psycopg.Rollback
         for conversation, text in _reports(unanswered).items():
             await inbox.say(connection, turn, text, source=AGENT, conversation=conversation)
         if thought is not None:

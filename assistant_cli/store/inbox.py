@@ -15,7 +15,13 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, dict_row
 
-from ..errors import AgentFailedError, BadDataError, ConflictError, NotFoundError
+from ..errors import (
+    AgentFailedError,
+    BadDataError,
+    ConflictError,
+    DatabaseUnreachableError,
+    NotFoundError,
+)
 from ..messages import (
     MAIN_CONVERSATION,
     Effect,
@@ -88,15 +94,21 @@ async def put_message(
         "source": source,
         "external_id": external_id,
     }
-    async with database.connection() as connection:
-        row = await (await connection.execute(_SQL["put"], parameters)).fetchone()
-        if row is not None:
-            return UUID(str(row[0]))
-        cursor = await connection.execute(_SQL["find_duplicate"], parameters)
-        first = await cursor.fetchone()
+    try:
+        first = await _put(database, parameters)
+    except DatabaseUnreachableError:
+        # It may have been kept; under the same id it is not kept again.
+        first = await _put(database, parameters)
     if first is None or (first[1], first[2]) != (conversation, content):
         raise ConflictError(f"another message was sent under the id {external_id!r}")
     return UUID(str(first[0]))
+
+
+async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Put a message, or find the one that has its id: its id, conversation and content."""
+    async with database.connection() as connection:
+        await connection.execute(_SQL["put"], parameters)
+        return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 
 async def wait_for_reply(
@@ -197,6 +209,8 @@ async def recover(database: Database, token: int) -> list[int]:
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         closed = await turns.interrupt_open(connection, AGENT)
+        # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
+        await connection.execute(_SQL["return_unexecuted"], {"token": token})
         await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
         return closed
 

@@ -22,18 +22,19 @@ WHERE message.id = %(id)s;
 
 -- name: claim
 WITH due AS (
-    SELECT conversation FROM assistant.messages
-    WHERE state = 'waiting' AND (retry_at IS NULL OR retry_at <= clock_timestamp())
-    ORDER BY position LIMIT 1
+    SELECT id, conversation, position FROM assistant.waiting_messages
+    WHERE ready_at <= clock_timestamp()
 ), batch AS (
     SELECT id FROM assistant.messages
-    WHERE state = 'waiting' AND conversation = (SELECT conversation FROM due)
+    WHERE state = 'waiting' AND id IN (
+        SELECT id FROM due
+        WHERE conversation = (SELECT conversation FROM due ORDER BY position LIMIT 1))
     ORDER BY position LIMIT 100
     FOR UPDATE SKIP LOCKED
 ), turn AS (
     INSERT INTO assistant.turns (agent, trigger, conversation, token, model)
     SELECT 'conversation', 'message', conversation, %(token)s, %(model)s
-    FROM due WHERE EXISTS (SELECT FROM batch)
+    FROM assistant.messages WHERE id IN (SELECT id FROM batch) LIMIT 1
     RETURNING id
 )
 UPDATE assistant.messages AS message
@@ -43,8 +44,9 @@ RETURNING turn_id, message.position, message.id, conversation, role, content, se
     state, created_at, attempts, error;
 
 -- name: seconds_to_next
-SELECT extract(epoch FROM min(coalesce(retry_at, clock_timestamp())) - clock_timestamp())::float8
-FROM assistant.messages WHERE state = 'waiting';
+SELECT extract(
+    epoch FROM greatest(min(ready_at), clock_timestamp()) - clock_timestamp())::float8
+FROM assistant.waiting_messages HAVING count(*) > 0;
 
 -- name: say
 INSERT INTO assistant.messages (id, conversation, role, content, source, state, turn_id)
@@ -67,6 +69,11 @@ UPDATE assistant.messages
 SET state = 'waiting', attempts = attempts - 1, error = %(error)s,
     retry_at = clock_timestamp() + %(delay)s
 WHERE turn_id = %(turn)s AND state = 'working';
+
+-- name: return_unexecuted
+UPDATE assistant.messages SET state = 'waiting', attempts = attempts - 1
+WHERE state = 'working' AND turn_id IN (
+    SELECT id FROM assistant.turns WHERE agent = 'conversation' AND token = %(token)s);
 
 -- name: return_interrupted
 UPDATE assistant.messages

@@ -180,6 +180,16 @@ CREATE INDEX IF NOT EXISTS messages_open
 CREATE INDEX IF NOT EXISTS messages_failed
     ON assistant.messages (position) WHERE state = 'failed';
 
+-- When each waiting message may be tried: not before those before it in its conversation, but
+-- commands to the assistant itself need not wait for a model that is being tried again.
+CREATE OR REPLACE VIEW assistant.waiting_messages AS
+SELECT id, conversation, position,
+    CASE WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
+        ELSE coalesce(
+            first_value(retry_at) OVER (PARTITION BY conversation ORDER BY position), '-infinity')
+    END AS ready_at
+FROM assistant.messages WHERE state = 'waiting';
+
 -- schedules: what is to be said at a time.
 
 CREATE TABLE IF NOT EXISTS assistant.schedules (
