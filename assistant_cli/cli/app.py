@@ -16,6 +16,7 @@ from . import (
     commands,
     database,
     doctor,
+    history,
     kv,
     kv_streams,
     output,
@@ -62,7 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, status, board, track, send):
+for module in (run, status, board, track, send, history):
     module.register(app)
 kv_streams.register(kv.app)
 app.add_typer(kv.app, name="kv")
