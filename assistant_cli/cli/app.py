@@ -25,6 +25,7 @@ from . import (
     session,
     status,
     track,
+    turns,
 )
 
 _INTERRUPTED = 130
@@ -66,6 +67,7 @@ app = typer.Typer(
 for module in (run, status, board, track, send, history):
     module.register(app)
 kv_streams.register(kv.app)
+app.add_typer(turns.app, name="turns")
 app.add_typer(kv.app, name="kv")
 app.add_typer(database.app, name="db")
 doctor.register(app)
