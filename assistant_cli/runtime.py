@@ -20,10 +20,10 @@ from .agents.loop import Host, patiently, run_agent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
-from .store import inbox, leases, reminders
+from .store import inbox, leases, reminders, turns
 from .store.board import StatusBoard, create_status_board
 from .store.database import Connection, Database
-from .store.follow import Hints, follow
+from .store.follow import POLL_SECONDS, Hints, Read, T, follow
 from .store.leases import Lease
 from .store.retention import prune
 
@@ -35,6 +35,7 @@ _RENEWAL_PATIENCE_SECONDS = 3.0
 _RENEWAL_RETRY_SECONDS = 0.5
 _LAST_WRITES_SECONDS = 3.0
 _STANDBY_POLL_SECONDS = 2.0
+_CANCELLATION_POLL_SECONDS = 1.0
 _PRUNE_SECONDS = 600.0
 _REPAIR_SECONDS = 5.0
 
@@ -215,6 +216,7 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
             background = [
                 tasks.create_task(keep_lease(host.database, host.lease)),
                 tasks.create_task(_follow_news(host.database, agents)),
+                tasks.create_task(_follow_cancellations(host)),
                 tasks.create_task(_run_every(_PRUNE_SECONDS, lambda: prune(host.database))),
                 tasks.create_task(_run_every(_REPAIR_SECONDS, lambda: _repair(host.board))),
             ]
@@ -292,12 +294,44 @@ async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
         known[0] = due
         return True if changed else None
 
+    def wake(_: bool) -> None:
+        for agent in agents:
+            agent.wake()
+
+    await _follow_patiently(database, inbox.CHANNEL, read, wake)
+
+
+async def _follow_cancellations(host: Host) -> None:
+    """Cancel the turns that somebody asked to be ended."""
+
+    async def read(connection: Connection, _: Hints) -> list[int] | None:
+        if not host.executing:
+            return None
+        return await turns.read_cancelled(connection) or None
+
+    def cancel(requested: list[int]) -> None:
+        for turn_id in requested:
+            host.cancel(turn_id)
+
+    await _follow_patiently(
+        host.database, turns.CHANNEL, read, cancel, poll=_CANCELLATION_POLL_SECONDS
+    )
+
+
+async def _follow_patiently(
+    database: Database,
+    channel: str,
+    read: Read[T],
+    act: Callable[[T], None],
+    *,
+    poll: float = POLL_SECONDS,
+) -> None:
+    """Act on what is read, also where the database is away from the start."""
     while True:
         with suppress(DatabaseUnreachableError):
-            async with aclosing(follow(database, inbox.CHANNEL, read)) as news:
-                async for _ in news:
-                    for agent in agents:
-                        agent.wake()
+            async with aclosing(follow(database, channel, read, poll=poll)) as states:
+                async for state in states:
+                    act(state)
         await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
 
 

@@ -271,13 +271,43 @@ async def test_a_turn_that_is_done_cannot_fail_any_more(database: Database, leas
     assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done"]
 
 
+async def follow(database: Database, lease: Lease) -> Lease:
+    """The lease of a process that comes after the holder's."""
+    await leases.release(database, lease)
+    return await leases.acquire(database, lease.agents)
+
+
+async def test_a_turn_that_was_claimed_and_never_begun_is_no_attempt(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    # The commit is done and its confirmation lost: the same process looks again.
+    for _ in range(4):
+        await claim(database, lease)
+        await inbox.recover(database, lease.token)
+    assert await states(database) == [("hello", "waiting", 0)]
+
+
+async def test_a_new_message_does_not_shorten_the_pause_of_those_before_it(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    await fail(database, lease, await claim(database, lease))
+    await put(database, "are you there?")
+    assert await inbox.claim_turn(database, lease.token, "m") is None
+    await put(database, "/help")
+    turn = await claim(database, lease)
+    assert [message.content for message in turn.messages] == ["/help"]
+
+
 async def test_turns_left_open_by_a_dead_process_are_closed_and_their_messages_wait(
     database: Database, lease: Lease
 ) -> None:
     await put(database, "hello")
     turn = await claim(database, lease)
-    assert await inbox.recover(database, lease.token) == [turn.id]
-    assert await inbox.recover(database, lease.token) == []
+    following = await follow(database, lease)
+    assert await inbox.recover(database, following.token) == [turn.id]
+    assert await inbox.recover(database, following.token) == []
     assert await rows(database, "SELECT outcome, ended_at IS NULL FROM assistant.turns") == [
         ("interrupted", False)
     ]
@@ -290,6 +320,7 @@ async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
     message = await put(database, "hello")
     for _ in range(3):
         await claim(database, lease)
+        lease = await follow(database, lease)
         await inbox.recover(database, lease.token)
     assert await states(database) == [("hello", "failed", 3)]
     with pytest.raises(AgentFailedError, match=r"interrupted"):

@@ -23,6 +23,7 @@ from ..store.board import StatusBoard, shorten_detail
 from ..store.database import Database
 from ..store.inbox import RETRY_DELAY
 from ..store.leases import Lease
+from ..store.turns import CANCELLED
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Host:
         turn_timeout: the deadline of a turn.
         retry_delay: the pause before a message is tried again.
         until_idle: agents leave when they have nothing to do.
+        executing: the turns that execute, by id.
     """
 
     database: Database
@@ -55,6 +57,20 @@ class Host:
     until_idle: bool = False
     clock: Clock = field(default_factory=SystemClock)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    executing: dict[int, asyncio.Task[Finish]] = field(default_factory=dict)
+
+    def cancel(self, turn_id: int) -> None:
+        """Cancel a turn that executes here; any other is left alone."""
+        # Once: a second time would cut short the ending of what the turn has started.
+        task = self.executing.pop(turn_id, None)
+        if task is not None:
+            task.cancel()
+
+
+class TurnCancelledError(AssistantError):
+    """Somebody asked for the turn to be ended."""
+
+    exit_code = 6
 
 
 class Agent(Protocol):
@@ -156,7 +172,8 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         raise
     seconds = asyncio.get_running_loop().time() - started
     taken = format_duration(timedelta(seconds=seconds))
-    if error is None:
+    # Whoever cancelled a turn knows; its agent has not failed.
+    if error is None or outcome == "interrupted":
         log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
         await _show(agent, host, "idle", None)
         return True
@@ -188,13 +205,16 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     """Execute a turn and keep its result; returns its outcome, and why it failed."""
     try:
         async with asyncio.timeout(host.turn_timeout.total_seconds()):
-            finish = await patiently(lambda: agent.execute(turn))
+            finish = await _execute_cancellably(agent, host, turn)
         return await patiently(finish), None
     except LeaseLostError:
         raise
+    except TurnCancelledError as request:
+        outcome: Outcome = "interrupted"
+        error = str(request)
     except TimeoutError:
         limit = format_duration(host.turn_timeout)
-        outcome: Outcome = "timed_out"
+        outcome = "timed_out"
         error = f"no result within the deadline of {limit}"
     except AssistantError as problem:
         outcome, error = "failed", str(problem)
@@ -205,6 +225,25 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     error = error[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))
     return outcome, error
+
+
+async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
+    """Execute a turn, in a task that a request can cancel without the agent.
+
+    Raises:
+        TurnCancelledError: it was.
+    """
+    task = asyncio.create_task(patiently(lambda: agent.execute(turn)))
+    host.executing[turn.id] = task
+    try:
+        return await task
+    except asyncio.CancelledError:
+        this = asyncio.current_task()
+        if this is not None and this.cancelling():
+            raise
+        raise TurnCancelledError(CANCELLED) from None
+    finally:
+        host.executing.pop(turn.id, None)
 
 
 async def _show(agent: Agent, host: Host, status: AgentStatus, detail: str | None) -> None:

@@ -16,6 +16,7 @@ from . import (
     commands,
     database,
     doctor,
+    history,
     kv,
     kv_streams,
     memory,
@@ -25,6 +26,7 @@ from . import (
     session,
     status,
     track,
+    turns,
 )
 
 _INTERRUPTED = 130
@@ -63,9 +65,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (run, status, board, track, send):
+for module in (run, status, board, track, send, history):
     module.register(app)
 kv_streams.register(kv.app)
+app.add_typer(turns.app, name="turns")
 app.add_typer(kv.app, name="kv")
 app.add_typer(memory.app, name="memory")
 app.add_typer(database.app, name="db")

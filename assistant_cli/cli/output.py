@@ -161,6 +161,11 @@ def iso(moment: datetime | None) -> str | None:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def local_time(moment: datetime) -> str:
+    """A time for people: to the second, in the host's time zone."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
 def ago(moment: datetime | None, now: datetime) -> str:
     """How long ago a time was, short."""
     from ..durations import format_duration

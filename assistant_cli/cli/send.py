@@ -98,5 +98,6 @@ def _send_and_wait(
     try:
         return with_database(work, timeout=limit)
     except DeadlinePassedError:
-        kept = f"message {message[0]} is kept" if message else "nothing was sent"
+        unknown = "the message may be kept or not; --id makes it safe to send it again"
+        kept = f"message {message[0]} is kept" if message else unknown
         raise DeadlinePassedError(f"no reply within {timeout}; {kept}") from None

@@ -190,3 +190,4 @@ Agents = Annotated[
 ]
 Key = Annotated[str, typer.Argument(autocompletion=complete_keys, help="A key.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Count = Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="At most so many.")]

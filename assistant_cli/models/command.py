@@ -129,7 +129,8 @@ async def _end(running: _Running) -> None:
     try:
         _signal_group(process.pid, signal.SIGTERM)
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _GRACE_SECONDS)
+            async with asyncio.timeout(_GRACE_SECONDS):
+                await process.wait()
     finally:
         _signal_group(process.pid, signal.SIGKILL)
     await process.wait()

@@ -183,7 +183,8 @@ async def fail_turn(
 ) -> None:
     """End a turn that is not answered; its messages wait again, or are kept as failed.
 
-    An interrupted turn was no attempt.
+    An interrupted turn was no attempt. One that was cancelled on request is not tried again,
+    however it ended.
 
     Args:
         delay: the pause before the second attempt.
@@ -195,6 +196,7 @@ async def fail_turn(
         if not await turns.end(connection, turn, outcome, error):
             return
         await _keep_replies(connection, turn, replies)
+        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
         parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
         if outcome == "interrupted":
             parameters.update(error=None, delay=None)
@@ -209,10 +211,27 @@ async def recover(database: Database, token: int) -> list[int]:
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         closed = await turns.interrupt_open(connection, AGENT)
+        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
         # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
         await connection.execute(_SQL["return_unexecuted"], {"token": token})
         await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
         return closed
+
+
+async def retry_turn(database: Database, turn_id: int) -> int:
+    """Let the failed messages of a turn wait again, as if never tried; returns how many.
+
+    Raises:
+        ConflictError: none of its messages is failed.
+        NotFoundError: there is no such turn.
+    """
+    async with database.transaction() as connection:
+        waiting = (await connection.execute(_SQL["retry_failed"], {"turn": turn_id})).rowcount
+        if not waiting:
+            outcome = await turns.read_outcome(connection, turn_id)
+            raise ConflictError(f"turn {turn_id} ({outcome}) has no failed messages")
+        await announce(connection)
+    return waiting
 
 
 async def seconds_to_next(connection: Connection) -> float | None:

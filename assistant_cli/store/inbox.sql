@@ -75,6 +75,18 @@ UPDATE assistant.messages SET state = 'waiting', attempts = attempts - 1
 WHERE state = 'working' AND turn_id IN (
     SELECT id FROM assistant.turns WHERE agent = 'conversation' AND token = %(token)s);
 
+-- name: fail_cancelled
+UPDATE assistant.messages
+SET state = 'failed', error = %(error)s, retry_at = NULL
+WHERE state = 'working' AND turn_id IN (
+    SELECT id FROM assistant.turns
+    WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'));
+
+-- name: retry_failed
+UPDATE assistant.messages
+SET state = 'waiting', attempts = 0, error = NULL, retry_at = NULL, reported_at = NULL
+WHERE turn_id = %(turn)s AND state = 'failed';
+
 -- name: return_interrupted
 UPDATE assistant.messages
 SET state = CASE WHEN attempts >= %(limit)s THEN 'failed' ELSE 'waiting' END,

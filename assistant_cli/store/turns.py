@@ -3,16 +3,72 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
-from ..errors import LeaseLostError
-from ..messages import Outcome, Trigger, Turn, Usage
+from psycopg.rows import class_row
+
+from ..errors import ConflictError, LeaseLostError, NotFoundError
+from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
 from .leases import guard
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
+CHANNEL = "assistant_turns"
+CANCELLED = "cancelled on request"
+"""The error of a turn that was cancelled, and of its messages."""
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """A turn as it is kept.
+
+    Attributes:
+        outcome: an `Outcome`, or `running`.
+        cancelled_at: when somebody first asked for it to be ended.
+        seconds: how long it took, or has taken so far.
+        requests: how often the model was asked.
+        cost_usd: None where it is not known.
+    """
+
+    id: int
+    agent: str
+    trigger: str
+    conversation: str | None
+    outcome: str
+    model: str
+    started_at: datetime
+    ended_at: datetime | None
+    cancelled_at: datetime | None
+    seconds: float
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was sent or came back in a turn; `content` is JSON text, digit for digit."""
+
+    position: int
+    kind: str
+    at: datetime
+    content: str
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """Everything that is kept of a turn, its messages and steps in their order."""
+
+    turn: TurnRecord
+    messages: Sequence[Message]
+    steps: Sequence[Step]
 
 
 async def begin(
@@ -100,3 +156,82 @@ async def interrupt_open(connection: Connection, agent: str) -> list[int]:
     """Close the turns of an agent that nobody executes any more; returns their ids."""
     cursor = await connection.execute(_SQL["interrupt_open"], {"agent": agent})
     return [row[0] for row in await cursor.fetchall()]
+
+
+async def list_turns(
+    database: Database, *, agent: str | None, failed: bool, limit: int
+) -> list[TurnRecord]:
+    """The last turns, newest last.
+
+    Args:
+        agent: only those of this agent.
+        failed: only those that failed, timed out or were interrupted.
+    """
+    parameters = {"agent": agent, "failed": failed, "limit": limit}
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=class_row(TurnRecord))
+        rows = await (await cursor.execute(_SQL["list"], parameters)).fetchall()
+    return rows[::-1]
+
+
+async def read_report(database: Database, turn_id: int, *, pretty: bool) -> TurnReport:
+    """Everything that is kept of a turn, as of one moment.
+
+    Args:
+        pretty: the contents of its steps are indented.
+
+    Raises:
+        NotFoundError: there is no such turn.
+    """
+    parameters = {"turn": turn_id, "pretty": pretty}
+    async with database.transaction() as connection:
+        await connection.execute(_SQL["one_moment"])
+        records = connection.cursor(row_factory=class_row(TurnRecord))
+        turn = await (await records.execute(_SQL["find"], parameters)).fetchone()
+        if turn is None:
+            raise _unknown(turn_id)
+        messages = connection.cursor(row_factory=class_row(Message))
+        steps = connection.cursor(row_factory=class_row(Step))
+        return TurnReport(
+            turn,
+            await (await messages.execute(_SQL["messages"], parameters)).fetchall(),
+            await (await steps.execute(_SQL["steps"], parameters)).fetchall(),
+        )
+
+
+async def request_cancellation(database: Database, turn_id: int) -> bool:
+    """Ask for a running turn to be ended; returns whether a live process runs it.
+
+    Raises:
+        ConflictError: it has ended already.
+        NotFoundError: there is no such turn.
+    """
+    async with database.connection() as connection:
+        cursor = await connection.execute(_SQL["request_cancellation"], {"turn": turn_id})
+        row = await cursor.fetchone()
+        if row is None:
+            outcome = await read_outcome(connection, turn_id)
+            raise ConflictError(f"turn {turn_id} has ended already: {outcome}")
+    return bool(row[0])
+
+
+async def read_cancelled(connection: Connection) -> list[int]:
+    """The running turns that somebody asked to be ended."""
+    cursor = await connection.execute(_SQL["cancelled"])
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def read_outcome(connection: Connection, turn_id: int) -> str:
+    """How a turn ended, or `running`.
+
+    Raises:
+        NotFoundError: there is no such turn.
+    """
+    row = await (await connection.execute(_SQL["outcome"], {"turn": turn_id})).fetchone()
+    if row is None:
+        raise _unknown(turn_id)
+    return str(row[0])
+
+
+def _unknown(turn_id: int) -> NotFoundError:
+    return NotFoundError(f"there is no turn {turn_id}; `assistant turns ls` lists them")

@@ -1,0 +1,197 @@
+"""`assistant turns`: what the agents did, what it cost, and how to end or repeat it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import output
+from .commands import Command, Group
+from .session import Count, JsonOption, complete_agents, with_database
+
+if TYPE_CHECKING:
+    from ..store.database import Database
+    from ..store.turns import TurnRecord, TurnReport
+
+app = typer.Typer(
+    help="The turns of the agents: what each did, and what it cost.",
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+TurnId = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="A turn.")]
+
+_HEADINGS = (
+    "ID",
+    "AGENT",
+    "TRIGGER",
+    "CONVERSATION",
+    "OUTCOME",
+    "STARTED",
+    "TIME",
+    "MODEL",
+    "IN",
+    "OUT",
+    "COST",
+    "ERROR",
+)
+
+
+@app.command(cls=Command)
+def ls(
+    count: Count = 20,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", autocompletion=complete_agents, help="Only turns of this agent."
+        ),
+    ] = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only those failed, timed out or interrupted.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the last turns, newest last.
+
+    In a pipe: a line a turn with id, agent, trigger, conversation, outcome, start, seconds,
+    model, tokens in and out, cost in USD and the first line of its error, separated by tabs.
+
+    \b
+    assistant turns ls --failed
+    """
+    if agent is not None:
+        from ..json_values import check_utf8
+
+        check_utf8(agent, "the agent")
+
+    async def read(database: Database) -> list[TurnRecord]:
+        from ..store.turns import list_turns
+
+        return await list_turns(database, agent=agent, failed=failed, limit=count)
+
+    turns = with_database(read)
+    if as_json:
+        output.print_document({"schema": 1, "turns": [describe_turn(turn) for turn in turns]})
+    elif output.stdout_is_terminal():
+        _print_table(turns)
+    else:
+        output.print_rows(map(_cells, turns))
+
+
+def describe_turn(turn: TurnRecord) -> dict[str, Any]:
+    """A turn as documents carry it; fields are only ever added to it."""
+    return {
+        "id": turn.id,
+        "agent": turn.agent,
+        "trigger": turn.trigger,
+        "conversation": turn.conversation,
+        "outcome": turn.outcome,
+        "model": turn.model,
+        "started_at": output.iso(turn.started_at),
+        "ended_at": output.iso(turn.ended_at),
+        "cancelled_at": output.iso(turn.cancelled_at),
+        "seconds": round(turn.seconds, 3),
+        "requests": turn.requests,
+        "input_tokens": turn.input_tokens,
+        "output_tokens": turn.output_tokens,
+        "cost_usd": None if turn.cost_usd is None else float(turn.cost_usd),
+        "error": turn.error,
+    }
+
+
+def _cells(turn: TurnRecord) -> tuple[object, ...]:
+    return (
+        turn.id,
+        turn.agent,
+        turn.trigger,
+        turn.conversation,
+        turn.outcome,
+        output.iso(turn.started_at),
+        f"{turn.seconds:.3f}",
+        turn.model,
+        turn.input_tokens,
+        turn.output_tokens,
+        None if turn.cost_usd is None else f"{turn.cost_usd:f}",
+        turn.error and turn.error.partition("\n")[0],
+    )
+
+
+def _print_table(turns: list[TurnRecord]) -> None:
+    """Print turns under headings; a column with nothing in it is left out."""
+    from ..durations import format_duration
+
+    rows = []
+    for turn in turns:
+        row = list(_cells(turn))
+        row[5] = output.local_time(turn.started_at)
+        row[6] = format_duration(timedelta(seconds=turn.seconds))
+        row[8:10] = [turn.input_tokens or None, turn.output_tokens or None]
+        rows.append(row)
+    columns = [column for column in zip(_HEADINGS, *rows, strict=True) if any(column[1:])]
+    output.print_rows(zip(*columns, strict=True))
+
+
+@app.command(cls=Command)
+def show(turn_id: TurnId, as_json: JsonOption = False) -> None:
+    """Show everything of a turn: its facts, its messages, and what the model was sent and said.
+
+    In a pipe: a line a fact with its name and value; then a line a message with message, time,
+    conversation, role, state and text; then a line a step with step, position, kind, time and
+    content as JSON; all separated by tabs. Exit 3 where there is no such turn.
+
+    \b
+    assistant turns show 17 --json | jq .steps
+    """
+    pretty = output.stdout_is_terminal() and not as_json
+
+    async def read(database: Database) -> TurnReport:
+        from ..store.turns import read_report
+
+        return await read_report(database, turn_id, pretty=pretty)
+
+    report = with_database(read)
+    from . import turn_report
+
+    if as_json:
+        turn_report.print_document(report)
+    elif pretty:
+        turn_report.print_readable(report)
+    else:
+        turn_report.print_lines(report)
+
+
+@app.command(cls=Command)
+def cancel(turn_id: TurnId) -> None:
+    """Ask for a running turn to be ended; its messages become failed and are not tried again.
+
+    Exit 5 where it has ended already, 3 where there is no such turn.
+    """
+
+    async def ask(database: Database) -> bool:
+        from ..store.turns import request_cancellation
+
+        return await request_cancellation(database, turn_id)
+
+    if with_database(ask):
+        output.tell(f"turn {turn_id} was asked to end")
+    else:
+        output.tell(f"no process runs turn {turn_id} any more; the next `assistant run` closes it")
+
+
+@app.command(cls=Command)
+def retry(turn_id: TurnId) -> None:
+    """Let the failed messages of a turn wait again, as if they had never been tried.
+
+    Exit 5 where it has none, 3 where there is no such turn.
+    """
+
+    async def wait_again(database: Database) -> int:
+        from ..store.inbox import retry_turn
+
+        return await retry_turn(database, turn_id)
+
+    waiting = with_database(wait_again)
+    output.tell("1 message waits again" if waiting == 1 else f"{waiting} messages wait again")
