@@ -20,6 +20,7 @@ from . import (
     kv_streams,
     output,
     run,
+    schedule,
     send,
     session,
     status,
@@ -66,6 +67,7 @@ for module in (run, status, board, track, send):
     module.register(app)
 kv_streams.register(kv.app)
 app.add_typer(kv.app, name="kv")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(database.app, name="db")
 doctor.register(app)
 
