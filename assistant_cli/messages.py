@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 AgentStatus = Literal["idle", "running", "failed"]
 MessageState = Literal["waiting", "working", "answered", "failed", "said"]
 Outcome = Literal["done", "silent", "skipped", "failed", "timed_out", "interrupted"]
-Trigger = Literal["message", "timer", "reminder"]
+Trigger = Literal["message", "timer", "reminder", "schedule"]
 
 MAIN_CONVERSATION = "main"
 

@@ -106,7 +106,7 @@ def test_the_help_of_all_tells_codes_variables_and_examples(bare: CommandLine) -
     assert set(examples) <= {path[0] for path in COMMANDS if path}
 
 
-@pytest.mark.parametrize("group", [[], ["kv"], ["db"]])
+@pytest.mark.parametrize("group", [[], ["kv"], ["schedule"], ["db"]])
 def test_without_a_command_the_help_is_shown(bare: CommandLine, group: list[str]) -> None:
     done = bare(*group)
     assert (done.code, done.out) == (2, "")
@@ -142,7 +142,7 @@ def test_the_version_is_printed(bare: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("assistant s", ["status", "send"]),
+        ("assistant s", ["status", "send", "schedule"]),
         ("assistant kv ex", ["exists", "export"]),
         ("assistant kv get no", ["notes/a:1", "notes/b", "nothing"]),
         ("assistant status b", ["backup", "beacon"]),

@@ -27,7 +27,8 @@ def _modules_loaded_by(environment: dict[str, str], *arguments: str) -> set[str]
 
 
 @pytest.mark.parametrize(
-    "arguments", [["kv", "get", "k"], ["kv", "set", "k", "1"], ["status"], ["kv", "ls"]]
+    "arguments",
+    [["kv", "get", "k"], ["kv", "set", "k", "1"], ["status"], ["kv", "ls"], ["schedule", "ls"]],
 )
 def test_reading_and_writing_load_neither_pydantic_nor_rich_nor_the_embedded_server(
     dsn: str, environment: dict[str, str], arguments: list[str]

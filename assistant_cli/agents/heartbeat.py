@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from ..messages import MAIN_CONVERSATION, Effect, Outcome, Turn
 from ..models import SILENCE, Prompt
-from ..store import heartbeat
+from ..store import firing, heartbeat
 from ..store.board import StatusBoard
 from . import HEARTBEAT
 from .context import build_prompt
@@ -17,6 +17,8 @@ from .loop import Finish, Host
 
 _PATIENCE = timedelta(minutes=15)
 """How long a message may wait before the heartbeat mentions it."""
+
+_DESCRIPTIONS = {"reminder": "delivering reminders", "schedule": "firing schedules"}
 
 _PROMPT = """\
 You are the heartbeat of a background assistant. It is {now}. The agents:
@@ -29,9 +31,9 @@ Otherwise answer exactly: {silence}"""
 class HeartbeatAgent:
     """Ticks `interval` after the last tick, whoever made it; None means never.
 
-    Reminders are delivered when they are due, also between ticks and without any. A tick that
-    finds a user's message being answered is skipped. The model is asked only if the user said
-    something since the last tick.
+    Reminders and schedules fire when they are due, also between ticks and without any. A tick
+    that finds a user's message being answered is skipped. The model is asked only if the user
+    said something since the last tick.
     """
 
     name = HEARTBEAT
@@ -41,9 +43,11 @@ class HeartbeatAgent:
         self._interval = interval
         self._wake = asyncio.Event()
         self._next_tick: datetime | None = None
+        self._busy_since: datetime | None = None
 
     async def recover(self) -> None:
         host = self._host
+        self._busy_since = None
         await heartbeat.recover(host.database, host.lease.token)
         last_tick = await heartbeat.read_last_tick(host.database)
         if self._interval is not None:
@@ -56,7 +60,9 @@ class HeartbeatAgent:
         now = host.clock.now()
         reminder = await heartbeat.next_reminder(host.database)
         if reminder is not None and reminder <= now:
-            return await heartbeat.begin_delivery(host.database, host.lease.token)
+            turn = await heartbeat.begin_delivery(host.database, host.lease.token)
+            self._busy_since = self._busy_since or now
+            return turn
         if self._interval is None or self._next_tick is None or now < self._next_tick:
             return None
         following = now + self._interval
@@ -64,17 +70,22 @@ class HeartbeatAgent:
             host.database, host.lease.token, host.model.name, now, following
         )
         self._next_tick = following
+        self._busy_since = self._busy_since or now
         return turn
 
     def describe(self, turn: Turn) -> str:
-        return "delivering reminders" if turn.trigger == "reminder" else "reflecting"
+        return _DESCRIPTIONS.get(turn.trigger, "reflecting")
 
     async def execute(self, turn: Turn) -> Finish:
         host = self._host
         token = host.lease.token
-        if turn.trigger == "reminder":
+        if turn.trigger in _DESCRIPTIONS:
             now = host.clock.now()
-            return lambda: heartbeat.deliver_reminders(host.database, token, turn, now)
+            # What came due while this agent was at work was not missed, only late.
+            on_time_from = min(now, self._busy_since or now) - firing.GRACE
+            return lambda: heartbeat.deliver_reminders(
+                host.database, token, turn, now, on_time_from
+            )
         if await heartbeat.is_busy(host.database):
             return lambda: self._skip(turn)
         thought, effects = await self._reflect(turn)
@@ -115,6 +126,7 @@ class HeartbeatAgent:
 
     async def wait(self) -> bool:
         """Wait for the next tick or reminder, or for news of one."""
+        self._busy_since = None
         reminder = await heartbeat.next_reminder(self._host.database)
         times = [moment for moment in (self._next_tick, reminder) if moment is not None]
         if self._host.until_idle:

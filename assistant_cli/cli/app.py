@@ -22,6 +22,7 @@ from . import (
     memory,
     output,
     run,
+    schedule,
     send,
     session,
     status,
@@ -71,6 +72,7 @@ kv_streams.register(kv.app)
 app.add_typer(turns.app, name="turns")
 app.add_typer(kv.app, name="kv")
 app.add_typer(memory.app, name="memory")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(database.app, name="db")
 doctor.register(app)
 

@@ -50,7 +50,7 @@ def send(
     limit = duration(timeout, "--timeout")
     content = text
     if content is None or content == "-":
-        content = _read_message(content)
+        content = read_message(content)
 
     async def put(database: Database) -> UUID:
         from ..store.inbox import put_message
@@ -66,7 +66,12 @@ def send(
     reply.finish(_send_and_wait(put, limit, timeout, reply.show))
 
 
-def _read_message(text: str | None) -> str:
+def read_message(text: str | None) -> str:
+    """A message from stdin, where TEXT is - or missing.
+
+    Raises:
+        UsageError: it is missing, and stdin is a terminal.
+    """
     from .kv import read_stdin
 
     if text is None and sys.stdin.isatty():

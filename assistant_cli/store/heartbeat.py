@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from ..messages import MAIN_CONVERSATION, Effect, Message, Outcome, Trigger, Turn
-from . import inbox, reminders, turns
+from . import firing, inbox, reminders, turns
 from .database import Connection, Database
 from .kv import store_text
 from .leases import guard
@@ -60,15 +60,16 @@ async def begin_tick(
         return await turns.begin(connection, AGENT, "timer", MAIN_CONVERSATION, token, model)
 
 
-async def begin_delivery(database: Database, token: int, trigger: Trigger = "reminder") -> Turn:
+async def begin_delivery(database: Database, token: int) -> Turn:
     """Begin a turn that delivers what is due; no model takes part."""
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
+        trigger: Trigger = "reminder" if await firing.reminds_next(connection) else "schedule"
         return await turns.begin(connection, AGENT, trigger, None, token, "none")
 
 
 async def next_reminder(database: Database) -> datetime | None:
-    """When the next reminder is due."""
+    """When the next reminder or schedule is due, or tried again."""
     async with database.connection() as connection:
         return await reminders.next_due(connection)
 
@@ -87,22 +88,26 @@ async def is_busy(database: Database) -> bool:
     return bool(row and row[0])
 
 
-async def deliver_reminders(database: Database, token: int, turn: Turn, now: datetime) -> Outcome:
-    """Say the reminders that are due, each in its conversation, and end the turn."""
+async def deliver_reminders(
+    database: Database,
+    token: int,
+    turn: Turn,
+    now: datetime,
+    on_time_from: datetime | None = None,
+) -> Outcome:
+    """Fire the reminders and schedules that are due, each in its conversation; end the turn.
+
+    Doing it again after a lost connection fires nothing twice.
+
+    Args:
+        on_time_from: what was due before this was missed; None: a minute before `now`.
+    """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
-        due = await reminders.take_due(connection, now)
-        for reminder in due:
-            message = await inbox.say(
-                connection,
-                turn,
-                f"Reminder: {reminder.content}",
-                source=AGENT,
-                conversation=reminder.conversation,
-            )
-            await reminders.link_message(connection, reminder, message)
-        outcome: Outcome = "done" if due else "silent"
-        await turns.end(connection, turn, outcome)
+        outcome, error = await firing.fire_due(
+            connection, turn, now, on_time_from or now - firing.GRACE
+        )
+        await turns.end(connection, turn, outcome, error)
         await inbox.announce(connection)
     return outcome
 

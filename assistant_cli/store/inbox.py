@@ -83,10 +83,10 @@ async def put_message(
         BadDataError: the message is empty, too large, or holds NUL or half a surrogate pair.
         ConflictError: another text was sent under the same name.
     """
-    _check_content(content)
-    _check_name(conversation, "conversation")
+    check_content(content)
+    check_name(conversation, "conversation")
     if external_id is not None:
-        _check_name(external_id, "message id")
+        check_name(external_id, "message id")
     parameters = {
         "id": uuid4(),
         "content": content,
@@ -326,7 +326,12 @@ def _message(row: dict[str, Any]) -> Message:
     return Message(**{name: row[name] for name in _MESSAGE_FIELDS})
 
 
-def _check_content(content: str) -> None:
+def check_content(content: str) -> None:
+    """Refuse what cannot be the text of a message.
+
+    Raises:
+        BadDataError: it is empty, too large, or holds NUL or half a surrogate pair.
+    """
     size = _size(content)
     if not content.strip():
         raise BadDataError("the message is empty")
@@ -334,7 +339,12 @@ def _check_content(content: str) -> None:
         raise BadDataError(f"a message has at most {MAX_MESSAGE_BYTES:,} bytes; this has {size:,}")
 
 
-def _check_name(name: str, what: str) -> None:
+def check_name(name: str, what: str) -> None:
+    """Refuse what cannot be a name, such as of a conversation.
+
+    Raises:
+        BadDataError: it has not 1 to 200 bytes, or holds control characters.
+    """
     if not 1 <= _size(name) <= 200 or not name.isprintable():
         raise BadDataError(f"a {what} has 1 to 200 bytes and no control characters")
 

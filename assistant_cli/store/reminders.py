@@ -1,9 +1,8 @@
-"""Reminders: texts to be said in a conversation at a time."""
+"""Reminders: texts to be said in a conversation at a time, the simplest of schedules."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from uuid import UUID
 
 from psycopg.rows import class_row
 
@@ -30,19 +29,7 @@ async def list_pending(database: Database, conversation: str) -> list[Reminder]:
         return await cursor.fetchall()
 
 
-async def take_due(connection: Connection, now: datetime) -> list[Reminder]:
-    """Mark the reminders due at `now` as fired, as part of the caller's transaction."""
-    cursor = connection.cursor(row_factory=class_row(Reminder))
-    await cursor.execute(_SQL["take_due"], {"now": now})
-    return sorted(await cursor.fetchall(), key=lambda reminder: (reminder.due_at, reminder.id))
-
-
-async def link_message(connection: Connection, reminder: Reminder, message: UUID) -> None:
-    """Note which message delivered a reminder."""
-    await connection.execute(_SQL["link"], {"id": reminder.id, "message": message})
-
-
 async def next_due(connection: Connection) -> datetime | None:
-    """When the next reminder is due; None where there is none."""
+    """When the next reminder or schedule is due, or tried again; None where there is none."""
     row = await (await connection.execute(_SQL["next_due"])).fetchone()
     return row[0] if row else None

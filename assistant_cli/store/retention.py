@@ -14,11 +14,12 @@ KEEP_EVENTS = timedelta(days=30)
 
 
 async def prune(database: Database) -> None:
-    """Delete keys that have expired, and transitions older than 30 days.
+    """Delete keys that have expired, and transitions and runs of schedules older than 30 days.
 
-    The last transition of an agent stays, however old: it tells since when.
+    The last transition of an agent stays, however old: it tells since when; so does the last
+    run of a schedule.
     """
-    for query in ("delete_expired_keys", "delete_old_events"):
+    for query in ("delete_expired_keys", "delete_old_events", "delete_old_runs"):
         deleted = _BATCH
         while deleted == _BATCH:
             async with database.connection() as connection:

@@ -12,3 +12,12 @@ DELETE FROM assistant.board_events WHERE id IN (
             WHERE newer.agent = old.agent AND newer.id > old.id)
     ORDER BY at LIMIT 1000
 );
+
+-- name: delete_old_runs
+DELETE FROM assistant.schedule_runs WHERE (schedule_id, due_at) IN (
+    SELECT schedule_id, due_at FROM assistant.schedule_runs AS old
+    WHERE at < clock_timestamp() - %(keep)s
+        AND EXISTS (SELECT FROM assistant.schedule_runs AS newer
+            WHERE newer.schedule_id = old.schedule_id AND newer.due_at > old.due_at)
+    ORDER BY at LIMIT 1000
+);
