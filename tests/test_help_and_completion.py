@@ -17,7 +17,7 @@ import pytest
 from typer.main import get_command
 
 from assistant_cli import __version__, errors
-from assistant_cli.cli.app import app
+from assistant_cli.cli.app import create_app
 
 from .conftest import CommandLine
 
@@ -30,7 +30,7 @@ def _paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
         yield from _paths(below, (*path, name))
 
 
-COMMANDS = list(_paths(get_command(app)))
+COMMANDS = list(_paths(get_command(create_app())))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_the_version_is_printed(bare: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("assistant s", ["status", "send", "schedule"]),
+        ("assistant s", ["send", "status", "schedule"]),
         ("assistant kv ex", ["exists", "export"]),
         ("assistant kv get no", ["notes/a:1", "notes/b", "nothing"]),
         ("assistant status b", ["backup", "beacon"]),

@@ -14,7 +14,7 @@ from .conftest import CommandLine
 
 # In falling order of precedence; each names a database that tells where it came from.
 SOURCES = ["--database-url", "ASSISTANT_DATABASE_URL", "DATABASE_URL", "config.toml"]
-DEFAULTS = ("offline", "30m", "10m")
+DEFAULTS = ("offline", None, "30m", "10m")
 
 
 def write_config(home: Path, text: str) -> Path:
@@ -56,13 +56,13 @@ def test_every_setting_has_a_default_and_the_environment_beats_the_file(tmp_path
     assert load_settings(environ=environ) == Settings(tmp_path, None, "embedded", *DEFAULTS)
     write_config(tmp_path, 'model = "command:a"\nheartbeat = "1m"\nturn_timeout = "2m"\n')
     assert load_settings(environ=environ) == Settings(
-        tmp_path, None, "embedded", "command:a", "1m", "2m"
+        tmp_path, None, "embedded", "command:a", None, "1m", "2m"
     )
     environ["ASSISTANT_MODEL"] = "command:b"
     environ["ASSISTANT_HEARTBEAT"] = "off"
     environ["ASSISTANT_TURN_TIMEOUT"] = "3m"
     assert load_settings(environ=environ) == Settings(
-        tmp_path, None, "embedded", "command:b", "off", "3m"
+        tmp_path, None, "embedded", "command:b", None, "off", "3m"
     )
 
 
@@ -79,7 +79,7 @@ def test_run_is_hosted_with_the_model_of_the_option(assistant: CommandLine) -> N
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ('databse_url = "s3cret"', "unknown key 'databse_url'; the keys are database_url, "),
+        ('databse_url = "s3cret"', "unknown key 'databse_url'; the keys are base_url, "),
         ("database_url = 5432", "database_url must be text in quotes"),
         ('model = ["command:llm"]', "model must be text in quotes"),
         ("database_url = postgresql://u:s3cret@h/db", "is not TOML"),

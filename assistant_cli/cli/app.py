@@ -5,30 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from .. import __version__
 from ..errors import AssistantError, ClosedPipeError, OutputError, UsageError
-from . import (
-    board,
-    commands,
-    database,
-    doctor,
-    history,
-    kv,
-    kv_streams,
-    memory,
-    output,
-    run,
-    schedule,
-    send,
-    session,
-    status,
-    track,
-    turns,
-)
+from . import commands, output, session
 
 _INTERRUPTED = 130
 
@@ -56,25 +40,45 @@ Examples:
   assistant kv get status_board heartbeat.status -r
 """
 
-app = typer.Typer(
-    name="assistant",
-    cls=commands.Group,
-    help="A background assistant and its state, made for the shell.",
-    epilog="\n\n".join("\b\n" + part for part in EPILOG.split("\n\n")),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (run, status, board, track, send, history):
-    module.register(app)
-kv_streams.register(kv.app)
-app.add_typer(turns.app, name="turns")
-app.add_typer(kv.app, name="kv")
-app.add_typer(memory.app, name="memory")
-app.add_typer(schedule.app, name="schedule")
-app.add_typer(database.app, name="db")
-doctor.register(app)
+# The module of each command, in the order of the help.
+MODULES = {
+    "run": "run",
+    "chat": "chat",
+    "send": "send",
+    "history": "history",
+    "status": "status",
+    "wait": "board",
+    "report": "board",
+    "track": "track",
+    "turns": "turns",
+    "schedule": "schedule",
+    "memory": "memory",
+    "kv": "kv",
+    "db": "database",
+    "doctor": "doctor",
+}
+
+
+def create_app(command: str | None = None) -> typer.Typer:
+    """The command line with one command, or with all of them.
+
+    Building all of them takes longer than what most of them do.
+    """
+    app = typer.Typer(
+        name="assistant",
+        cls=commands.Group,
+        callback=configure,
+        help="A background assistant and its state, made for the shell.",
+        epilog="\n\n".join("\b\n" + part for part in EPILOG.split("\n\n")),
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    wanted = [MODULES[command]] if command in MODULES else dict.fromkeys(MODULES.values())
+    for name in wanted:
+        import_module(f".{name}", __package__).register(app)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,7 +87,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def configure(
     database_url: Annotated[
         str | None,
@@ -122,7 +125,10 @@ def run_command_line(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. No traceback leaves from here."""
     _prepare_streams()
     try:
-        result = app(_global_options_first(arguments), prog_name="assistant", standalone_mode=False)
+        words = _global_options_first(arguments)
+        command = next((word for word in words if word in MODULES), None)
+        app = create_app(None if "_ASSISTANT_COMPLETE" in os.environ else command)
+        result = app(words, prog_name="assistant", standalone_mode=False)
         if result == _INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
             _silence_stdout()

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=Group, help="The database.", no_args_is_help=True, rich_markup_mode=None)
 
 
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    root.add_typer(app, name="db")
+
+
 @app.command(cls=Command)
 def start() -> None:
     """Start the embedded Postgres; every command that needs it does so as well."""

@@ -108,7 +108,7 @@ def describe_message(message: Message) -> dict[str, Any]:
 def print_messages(messages: Sequence[Message]) -> None:
     """Print messages for people on a terminal, in a pipe a line each; and send them off."""
     if output.stdout_is_terminal():
-        sys.stdout.writelines(_show(message) for message in messages)
+        sys.stdout.write("".join(map(_show, messages)))
     else:
         output.print_rows(
             (output.iso(m.created_at), m.conversation, m.role, m.state, m.content) for m in messages

@@ -25,6 +25,14 @@ app = typer.Typer(
 )
 
 
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    from . import kv_streams
+
+    kv_streams.register(app)
+    root.add_typer(app, name="kv")
+
+
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f]")
 
 

@@ -24,6 +24,12 @@ app = typer.Typer(
     cls=Group, help="What the agents remember.", no_args_is_help=True, rich_markup_mode=None
 )
 
+
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    root.add_typer(app, name="memory")
+
+
 _PREFIXES = ("memory/", "diary/")
 _TEXTS = ("soul", "user", "instructions")
 Name = Annotated[

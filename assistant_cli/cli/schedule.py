@@ -29,6 +29,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    root.add_typer(app, name="schedule")
+
+
 Identity = Annotated[str, typer.Argument(metavar="ID", help="Of a schedule, as ls shows it.")]
 At = Annotated[
     str | None, typer.Option(metavar="TIME", help="Once, such as 2h, 'tomorrow 9:00', friday 9am.")

@@ -22,6 +22,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def register(root: typer.Typer) -> None:
+    """Add the group."""
+    root.add_typer(app, name="turns")
+
+
 TurnId = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="A turn.")]
 
 _HEADINGS = (

@@ -234,6 +234,13 @@ async def retry_turn(database: Database, turn_id: int) -> int:
     return waiting
 
 
+async def withdraw(database: Database, message: UUID) -> None:
+    """Take back a message that is not answered yet; a turn that answers it is cancelled."""
+    async with database.connection() as connection:
+        parameters = {"id": message, "error": turns.CANCELLED}
+        await connection.execute(_SQL["withdraw"], parameters)
+
+
 async def seconds_to_next(connection: Connection) -> float | None:
     """Seconds until a waiting message may be tried; None where none waits."""
     row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()

@@ -82,6 +82,17 @@ WHERE state = 'working' AND turn_id IN (
     SELECT id FROM assistant.turns
     WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'));
 
+-- name: withdraw
+WITH not_begun AS (
+    UPDATE assistant.messages SET state = 'failed', error = %(error)s, retry_at = NULL
+    WHERE id = %(id)s AND state = 'waiting'
+), begun AS (
+    UPDATE assistant.turns SET cancelled_at = coalesce(cancelled_at, clock_timestamp())
+    WHERE outcome = 'running' AND id = (
+        SELECT turn_id FROM assistant.messages WHERE id = %(id)s AND state = 'working')
+)
+SELECT pg_notify('assistant_turns', ''), pg_notify('assistant_messages', '');
+
 -- name: retry_failed
 UPDATE assistant.messages
 SET state = 'waiting', attempts = 0, error = NULL, retry_at = NULL, reported_at = NULL

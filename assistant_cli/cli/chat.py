@@ -1,0 +1,167 @@
+"""`assistant chat`: a talk at the terminal."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import AgentFailedError, UsageError
+from ..messages import MAIN_CONVERSATION
+from . import output
+from .commands import Command
+from .run import model_from, options_from
+from .session import settings, with_database
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+    from ..models import Model
+    from ..runtime import RunOptions
+    from ..store.database import Database
+
+_SHOWN_AT_ENTRY = 10
+_COMMANDS = ["/status", "/remember", "/memory", "/remind", "/reminders", "/history", "/help"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(cls=Command)(chat)
+
+
+def chat(
+    conversation: Annotated[
+        str, typer.Option("--conversation", "-c", help="The conversation.")
+    ] = MAIN_CONVERSATION,
+) -> None:
+    """Talk with the assistant: replies come as they are made; Ctrl-C cancels one, Ctrl-D leaves.
+
+    It speaks to the `assistant run` that is up, on this host or another; with none, it hosts
+    the agents itself for as long as it lasts.
+    """
+    if not (sys.stdin and sys.stdin.isatty() and output.can_redraw()):
+        raise UsageError("a chat needs a terminal; `assistant send --wait` is for scripts")
+    model, options = model_from(settings()), options_from(settings())
+    output.log_to_stderr(logging.WARNING, "assistant: %(message)s")
+
+    async def talk(database: Database) -> None:
+        async with _agents(database, model, options):
+            await _Chat(database, conversation).run()
+
+    with_database(talk, setup=True)
+
+
+@asynccontextmanager
+async def _agents(database: Database, model: Model, options: RunOptions) -> AsyncIterator[None]:
+    """Host the agents meanwhile, unless somebody else does."""
+    import asyncio
+
+    from ..runtime import host
+    from ..store.status import get_snapshot
+
+    row = (await get_snapshot(database)).find("conversation")
+    if row is not None and row.live:
+        yield
+        return
+    output.tell(f"no `assistant run` is up: this chat hosts the agents; the model is {model.name}")
+    stopping = asyncio.Event()
+    hosting = asyncio.create_task(host(database, model, options, stopping))
+    try:
+        yield
+    finally:
+        stopping.set()
+        await hosting
+
+
+class _Chat:
+    """One talk in one conversation."""
+
+    def __init__(self, database: Database, conversation: str) -> None:
+        self._database = database
+        self._conversation = conversation
+
+    async def run(self) -> None:
+        import asyncio
+
+        from prompt_toolkit.patch_stdout import patch_stdout
+
+        session = await self._open()
+        listening = asyncio.create_task(self._listen())
+        try:
+            while True:
+                with patch_stdout():
+                    text = await _ask(session)
+                if text is None:
+                    return
+                if text.strip():
+                    await self._say(text)
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _open(self) -> PromptSession[str]:
+        """Show what was said last, and recall what this user said with the arrow keys."""
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.history import InMemoryHistory
+
+        from ..store.history import read_last
+        from .history import print_messages
+
+        messages = await read_last(self._database, self._conversation, 200)
+        print_messages(messages[-_SHOWN_AT_ENTRY:])
+        said = [message.content for message in messages if message.role == "user"]
+        return PromptSession(
+            history=InMemoryHistory(said),
+            completer=WordCompleter(_COMMANDS, sentence=True),
+            complete_while_typing=False,
+        )
+
+    async def _listen(self) -> None:
+        """Show what the agents say by themselves, such as reminders, above the prompt."""
+        from ..store.history import follow_messages
+        from .history import print_messages
+
+        async with aclosing(follow_messages(self._database, self._conversation, 1)) as states:
+            await anext(states)
+            async for messages in states:
+                spoken = [m for m in messages if m.role == "assistant"]
+                print_messages([m for m in spoken if m.source != "conversation"])
+
+    async def _say(self, text: str) -> None:
+        """Send a message and show its reply as it comes; Ctrl-C takes the message back."""
+        import asyncio
+
+        from ..store import inbox
+
+        message = await inbox.put_message(self._database, text, conversation=self._conversation)
+        reply = output.GrowingText()
+        waiting = asyncio.ensure_future(inbox.wait_for_reply(self._database, message, reply.show))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, waiting.cancel)
+        try:
+            reply.finish(await waiting)
+        except AgentFailedError as error:
+            output.tell(str(error))
+        except asyncio.CancelledError:
+            if not waiting.cancelled():
+                raise
+            await inbox.withdraw(self._database, message)
+            output.tell("cancelled")
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _ask(session: PromptSession[str]) -> str | None:
+    """The next line; empty where Ctrl-C took it back, None where Ctrl-D ended the chat."""
+    try:
+        return await session.prompt_async("> ")
+    except KeyboardInterrupt:
+        return ""
+    except EOFError:
+        return None

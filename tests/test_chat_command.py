@@ -1,0 +1,151 @@
+"""`assistant chat`: a talk on a real terminal."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from .conftest import CommandLine, eventually
+from .hosting import Hold
+from .openai_server import OpenAIServer, says, serving
+
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+
+
+class Screen:
+    """A terminal of 100 columns on which a chat runs."""
+
+    def __init__(self, assistant: CommandLine) -> None:
+        self._tmux = ["tmux", "-S", f"/tmp/assistant-tmux-{uuid4().hex[:8]}", "-f", "/dev/null"]
+        environment = [f"-e{name}={value}" for name, value in assistant.environment.items()]
+        size = ["-x", "100", "-y", "40"]
+        self._run("new-session", "-d", *size, *environment, *assistant.command("chat"))
+        self._run("set-option", "-g", "remain-on-exit", "on")
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run([*self._tmux, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def type(self, *keys: str) -> None:
+        self._run("send-keys", *keys)
+
+    def text(self) -> str:
+        return self._run("capture-pane", "-p", "-S", "-")
+
+    def shows(self, text: str) -> None:
+        eventually(lambda: text in self.text(), repr(text))
+
+    def prompts(self) -> None:
+        # Keys that come before it reads them are the terminal's own.
+        eventually(lambda: f"\n{self.text().rstrip()}".endswith("\n>"), "the prompt")
+
+    def has_ended(self) -> bool:
+        return self._run("list-panes", "-F", "#{pane_dead} #{pane_dead_status}").strip() == "1 0"
+
+    def close(self) -> None:
+        self._run("kill-server")
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[CommandLine], Screen]]:
+    screens: list[Screen] = []
+
+    def open_screen(assistant: CommandLine) -> Screen:
+        assistant.environment |= {"TERM": "xterm-256color"}
+        screens.append(Screen(assistant))
+        return screens[-1]
+
+    yield open_screen
+    for screen in screens:
+        screen.close()
+
+
+Opened = Callable[[CommandLine], Screen]
+
+
+@needs_tmux
+def test_a_chat_with_nobody_running_hosts_the_agents_until_it_ends(
+    assistant: CommandLine, opened: Opened
+) -> None:
+    assistant("send", "/remember the earlier days")
+    assistant("run", "--until-idle")
+    assistant.environment["ASSISTANT_MODEL"] = "command:tr a-z A-Z"
+    screen = opened(assistant)
+    screen.shows("this chat hosts the agents; the model is command:tr a-z A-Z")
+    screen.shows("/remember the earlier days")
+    screen.type("hello", "Enter")
+    screen.shows("HELLO")
+    screen.prompts()
+    assert assistant("status", "--check").code == 0
+    screen.type("Up", "Enter")
+    eventually(lambda: screen.text().count("HELLO") == 2, "the line that was recalled")
+    screen.prompts()
+    screen.type("C-d")
+    eventually(screen.has_ended, "the end")
+    assert assistant("status", "--check").code == 3
+
+
+@needs_tmux
+def test_ctrl_c_cancels_the_turn_and_not_the_chat(
+    assistant: CommandLine, opened: Opened, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    assistant.start_run("--model", hold.model)
+    screen = opened(assistant)
+    screen.prompts()
+    screen.type("slow", "Enter")
+    eventually(lambda: hold.asked == ["slow"], "the question")
+    screen.type("C-c")
+    screen.shows("cancelled")
+    screen.prompts()
+    hold.open()
+    screen.type("C-c")
+    screen.type("quick", "Enter")
+    screen.shows("re: quick")
+    screen.prompts()
+    failed = assistant("turns", "ls", "--failed").out
+    assert "cancelled on request" in failed
+    screen.type("C-d")
+    eventually(screen.has_ended, "the end")
+
+
+@needs_tmux
+def test_what_the_agents_say_by_themselves_comes_between(
+    assistant: CommandLine, opened: Opened
+) -> None:
+    assistant.start_run()
+    screen = opened(assistant)
+    screen.prompts()
+    screen.type("/remind 1s tea", "Enter")
+    screen.shows("I will remind you")
+    screen.shows("Reminder: tea")
+
+
+@needs_tmux
+def test_a_reply_of_a_language_model_comes_to_the_chat(
+    assistant: CommandLine, opened: Opened
+) -> None:
+    with serving() as server:
+        run_with(assistant, server)
+        screen = opened(assistant)
+        screen.prompts()
+        screen.type("hello", "Enter")
+        screen.shows("Well done, \\x1b[31mred.")
+
+
+def run_with(assistant: CommandLine, server: OpenAIServer) -> None:
+    server.will(says("Well ", "done, ", "\x1b[31mred."))
+    assistant.environment["ASSISTANT_BASE_URL"] = server.base_url
+    assistant.start_run("--model", "openai:gpt-4o-mini")
+
+
+def test_without_a_terminal_there_is_no_chat(assistant: CommandLine) -> None:
+    done = assistant("chat")
+    assert (done.code, done.out) == (2, "")
+    assert "a chat needs a terminal; `assistant send --wait` is for scripts" in done.err
