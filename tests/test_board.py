@@ -399,3 +399,12 @@ def test_sixteen_processes_report_at_once_and_nothing_is_lost(
             name, _, number = detail.partition(":")
             reported[name].append(int(number))
     assert all(numbers == list(range(500)) for numbers in reported.values())
+
+
+async def test_a_board_that_python_cannot_read_is_none(database: Database) -> None:
+    async with database.connection() as connection:
+        await connection.execute(
+            "INSERT INTO kv (key, value) VALUES ('status_board', '{\"x\": 1e5000}')"
+        )
+    board = await create_status_board(database)
+    assert board.get().keys() == {"conversation", "heartbeat"}

@@ -433,3 +433,21 @@ def test_a_track_outlives_its_connections(
     assert track.returncode == 0
     assert outcome(sql) == ["idle", "exit 0"]
     assert sql.execute("SELECT count(*) FROM assistant.leases").fetchone() == (0,)
+
+
+def test_since_is_of_this_run_after_the_one_before_it_was_killed(assistant: CommandLine) -> None:
+    def since() -> str:
+        (agent,) = json.loads(assistant("status", "--json", "backup").out)["agents"]
+        return str(agent["since"]) if agent["status"] == "running" else ""
+
+    def track() -> subprocess.Popen[str]:
+        process = assistant.start("track", "backup", "--", "sleep", "20")
+        assert assistant("wait", "backup", "--for", "running").code == 0
+        return process
+
+    first = track()
+    before = since()
+    first.kill()
+    first.wait()
+    track()
+    assert since() > before

@@ -239,3 +239,28 @@ async def test_a_signal_right_after_the_start_is_not_slept_through(database: Dat
         await until_equal(database, held, [2])
         os.kill(os.getpid(), signal.SIGTERM)
         await asyncio.wait_for(task, PATIENCE_SECONDS)
+
+
+async def test_commands_of_one_turn_see_what_those_before_them_changed(
+    database: Database,
+) -> None:
+    texts = ["/remember buy milk", "/memory", "/remind 10m tea", "/reminders"]
+    sent = [await put(database, text) for text in texts]
+    async with hosting(database):
+        _, notes, _, reminders = await replies(database, *sent)
+    assert notes == "- buy milk"
+    assert reminders.endswith("  tea")
+
+
+async def test_a_note_that_is_too_long_is_refused_in_words(database: Database) -> None:
+    async with hosting(database) as task:
+        reply = await ask(database, "/remember " + "\x01" * 200_000)
+        assert reply.startswith("That is too long to remember")
+        assert not task.done()
+
+
+async def test_a_history_of_histories_does_not_grow_without_bound(database: Database) -> None:
+    async with hosting(database):
+        await ask(database, "x" * 20_000)
+        sizes = [len(await ask(database, "/history 4")) for _ in range(6)]
+    assert max(sizes) < 5_000

@@ -382,3 +382,20 @@ def test_a_bad_interval_is_a_usage_error(environment: dict[str, str], value: str
     for done in (as_option, in_environment):
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith("assistant: ")
+
+
+async def test_a_report_kept_twice_marks_nothing_as_reported_that_was_not(
+    database: Database, lease: Lease, clock: DrivenClock
+) -> None:
+    for number in range(150):
+        await inbox.put_message(database, str(number), conversation="main")
+    await rows(database, "UPDATE assistant.messages SET state = 'failed', error = 'no luck'")
+    now = clock.now()
+    tick = await heartbeat.begin_tick(database, lease.token, "m", now, now + HALF_HOUR)
+    for _ in range(2):
+        await heartbeat.finish_tick(database, lease.token, tick, None, (), HALF_HOUR)
+    reported = "SELECT count(*) FROM assistant.messages WHERE reported_at IS NOT NULL"
+    assert await rows(database, reported) == [100]
+    said = "SELECT content FROM assistant.messages WHERE role = 'assistant'"
+    (report,) = await rows(database, said)
+    assert report.count("\n") == 99

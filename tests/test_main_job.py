@@ -236,3 +236,19 @@ def test_a_negative_number_is_a_value(assistant: CommandLine) -> None:
 def test_an_unknown_database_is_a_configuration_error(assistant: CommandLine, dsn: str) -> None:
     done = assistant("--database-url", f"{dsn} dbname=nowhere", "status")
     assert (done.code, done.out) == (78, "")
+
+
+def test_the_run_recovers_from_a_time_in_which_the_database_could_only_be_read(
+    assistant: CommandLine, dsn: str
+) -> None:
+    assistant.start_run("--model", "command:tr a-z A-Z")
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        only_read = f'ALTER DATABASE "{connection.info.dbname}" SET default_transaction_read_only'
+        connection.execute(f"{only_read} = on".encode())
+        connection.execute(f"SELECT pg_terminate_backend(pid, 5000) {others}".encode())
+        back = f"SELECT {others}".encode()
+        eventually(lambda: connection.execute(back).rowcount >= 3, "its connections")
+        connection.execute(f"{only_read} = off".encode())
+    assert assistant("send", "--wait", "hello").out == "HELLO\n"
+    eventually(lambda: assistant("status", "--check").code == 0)

@@ -1,8 +1,8 @@
 """What a language model may do by itself: safe by construction, whatever talks it into it.
 
-A tool reads, or leaves an effect that is kept together with the reply. It writes memory and
-keys under its agent's own prefix only; never the board, another agent's keys, or in somebody
-else's name.
+A tool reads, or leaves an effect that is kept together with the reply. It reads and writes memory
+and keys under its agent's own prefix only, and reads the board; it never writes the board, another
+agent's keys, or in somebody else's name.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ class Tools:
         return self._leave(SetKey(key, text), "kept when this turn ends")
 
     async def get_key(self, key: str) -> str:
-        """Read the JSON value of any key.
+        """Read the value of a key of your own.
 
         Args:
-            key: the key.
+            key: it begins with `agents/`, your own name and `/`.
         """
-        return await self._text_of(key)
+        return await self._text_of(self._own(key))
 
     async def set_key(self, key: str, text: str) -> str:
         """Store a text under a key of your own.
@@ -105,11 +105,7 @@ class Tools:
             key: it begins with `agents/`, your own name and `/`.
             text: the text.
         """
-        own = f"agents/{self._turn.agent}/"
-        if not key.startswith(own) or key == own:
-            raise BadDataError(f"you may write keys that begin with {own} only")
-        check_key(key)
-        return self._leave(SetKey(key, text), "stored when this turn ends")
+        return self._leave(SetKey(self._own(key), text), "stored when this turn ends")
 
     async def read_board(self) -> str:
         """Read what all agents are doing."""
@@ -145,6 +141,13 @@ class Tools:
             text: what to say.
         """
         return self._leave(Say(text), "said when this turn ends")
+
+    def _own(self, key: str) -> str:
+        own = f"agents/{self._turn.agent}/"
+        if not key.startswith(own) or key == own:
+            raise BadDataError(f"your keys are those that begin with {own} only")
+        check_key(key)
+        return key
 
     async def _text_of(self, key: str) -> str:
         texts = await self._host.database.kv.get_text(key)

@@ -15,7 +15,7 @@ import typer
 from ..errors import BadDataError, InputMissingError, UsageError
 from . import output
 from .commands import Command
-from .session import complete_keys, duration, while_read, with_database
+from .session import complete_keys, duration, interruptible, while_read, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -149,14 +149,19 @@ def export(
     """Print all keys as lines of {"key": …, "value": …}, in byte order, as of one moment."""
 
     async def stream(database: Database) -> None:
-        async with aclosing(database.kv.export(prefix)) as blocks:
-            async for block in blocks:
-                if output.stdout_is_terminal():
-                    sys.stdout.write(output.show_json(block.decode()))
-                else:
-                    sys.stdout.buffer.write(block)
+        with interruptible():
+            async with aclosing(database.kv.export(prefix)) as blocks:
+                async for block in blocks:
+                    _write_block(block)
 
     with_database(stream)
+
+
+def _write_block(block: bytes) -> None:
+    if output.stdout_is_terminal():
+        sys.stdout.write(output.show_json(block.decode()))
+    else:
+        sys.stdout.buffer.write(block)
 
 
 def import_(
@@ -174,7 +179,8 @@ def import_(
     choice = cast("Literal['fail', 'skip', 'replace']", on_conflict)
 
     async def store(database: Database) -> int:
-        return await database.kv.import_lines(_lines(file), on_conflict=choice, dry_run=dry_run)
+        with interruptible():
+            return await database.kv.import_lines(_lines(file), on_conflict=choice, dry_run=dry_run)
 
     written = with_database(store)
     keys = "1 key" if written == 1 else f"{written} keys"

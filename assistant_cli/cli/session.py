@@ -7,7 +7,8 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -45,13 +46,17 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run asynchronous work to its end, or until Ctrl-C."""
     import asyncio
 
-    # asyncio's own handler waits for the task, which may be blocked in a read of stdin.
-    signal.signal(signal.SIGINT, _interrupt)
     return asyncio.run(work)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end what blocks, such as a read of stdin: asyncio's own handler would wait."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def with_database(
