@@ -21,7 +21,8 @@ class Screen:
     """A terminal of 100 columns on which a chat runs."""
 
     def __init__(self, assistant: CommandLine) -> None:
-        self._tmux = ["tmux", "-S", f"/tmp/assistant-tmux-{uuid4().hex[:8]}", "-f", "/dev/null"]
+        self._socket = Path(f"/tmp/assistant-tmux-{uuid4().hex[:8]}")
+        self._tmux = ["tmux", "-S", str(self._socket), "-f", "/dev/null"]
         environment = [f"-e{name}={value}" for name, value in assistant.environment.items()]
         size = ["-x", "100", "-y", "40"]
         self._run("new-session", "-d", *size, *environment, *assistant.command("chat"))
@@ -49,6 +50,7 @@ class Screen:
 
     def close(self) -> None:
         self._run("kill-server")
+        self._socket.unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -343,7 +343,8 @@ def test_watch_outlives_a_restart_of_the_server(
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 def test_watch_on_a_terminal_is_redrawn_in_place(assistant: CommandLine, tmp_path: Path) -> None:
     assistant("report", "backup", "running", "the disk")
-    tmux = ["tmux", "-S", f"/tmp/assistant-tmux-{uuid4().hex[:8]}", "-f", "/dev/null"]
+    socket = Path(f"/tmp/assistant-tmux-{uuid4().hex[:8]}")
+    tmux = ["tmux", "-S", str(socket), "-f", "/dev/null"]
     environment = [f"-e{name}={value}" for name, value in assistant.environment.items()]
     command = assistant.command("status", "--watch")
     subprocess.run(
@@ -363,6 +364,7 @@ def test_watch_on_a_terminal_is_redrawn_in_place(assistant: CommandLine, tmp_pat
         last = screen()
     finally:
         subprocess.run([*tmux, "kill-server"], check=True)
+        socket.unlink(missing_ok=True)
     assert "running" not in last
     assert (last.count("AGENT"), last.count("backup"), last.count("messages:")) == (1, 1, 1)
 
