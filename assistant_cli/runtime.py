@@ -35,6 +35,7 @@ _RENEWAL_PATIENCE_SECONDS = 3.0
 _RENEWAL_RETRY_SECONDS = 0.5
 _LAST_WRITES_SECONDS = 3.0
 _STANDBY_POLL_SECONDS = 2.0
+_NEWS_POLL_SECONDS = 10.0
 _CANCELLATION_POLL_SECONDS = 1.0
 _PRUNE_SECONDS = 600.0
 _REPAIR_SECONDS = 5.0
@@ -298,7 +299,7 @@ async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
         for agent in agents:
             agent.wake()
 
-    await _follow_patiently(database, inbox.CHANNEL, read, wake)
+    await _follow_patiently(database, inbox.CHANNEL, read, wake, poll=_NEWS_POLL_SECONDS)
 
 
 async def _follow_cancellations(host: Host) -> None:

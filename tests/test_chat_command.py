@@ -45,8 +45,10 @@ class Screen:
         # Keys that come before it reads them are the terminal's own.
         eventually(lambda: f"\n{self.text().rstrip()}".endswith("\n>"), "the prompt")
 
-    def has_ended(self) -> bool:
-        return self._run("list-panes", "-F", "#{pane_dead} #{pane_dead_status}").strip() == "1 0"
+    def leave(self) -> None:
+        self.type("C-d")
+        # How it ended tmux does not always know.
+        eventually(lambda: self._run("list-panes", "-F", "#{pane_dead}") == "1\n", "the end")
 
     def close(self) -> None:
         self._run("kill-server")
@@ -87,8 +89,7 @@ def test_a_chat_with_nobody_running_hosts_the_agents_until_it_ends(
     screen.type("Up", "Enter")
     eventually(lambda: screen.text().count("HELLO") == 2, "the line that was recalled")
     screen.prompts()
-    screen.type("C-d")
-    eventually(screen.has_ended, "the end")
+    screen.leave()
     assert assistant("status", "--check").code == 3
 
 
@@ -113,8 +114,7 @@ def test_ctrl_c_cancels_the_turn_and_not_the_chat(
     screen.prompts()
     failed = assistant("turns", "ls", "--failed").out
     assert "cancelled on request" in failed
-    screen.type("C-d")
-    eventually(screen.has_ended, "the end")
+    screen.leave()
 
 
 @needs_tmux

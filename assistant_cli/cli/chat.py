@@ -131,7 +131,10 @@ class _Chat:
             await anext(states)
             async for messages in states:
                 spoken = [m for m in messages if m.role == "assistant"]
-                print_messages([m for m in spoken if m.source != "conversation"])
+                unasked = [m for m in spoken if m.source != "conversation"]
+                # To print nothing would still draw the prompt again, and lose a key meanwhile.
+                if unasked:
+                    print_messages(unasked)
 
     async def _say(self, text: str) -> None:
         """Send a message and show its reply as it comes; Ctrl-C takes the message back."""
