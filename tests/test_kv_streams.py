@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-
-from assistant_cli.embedded_postgres import EmbeddedPostgres
 
 from .conftest import CommandLine, Finished, eventually
 
@@ -244,16 +239,6 @@ def test_watch_carries_on_when_its_connection_is_ended(
         )
         put(sql, "k", str(number))
         assert next_line(watch) == f"{number}\n"
-
-
-@pytest.fixture
-def private_home() -> Iterator[Path]:
-    """A home whose embedded server a test may stop."""
-    home = Path(tempfile.mkdtemp(prefix="assistant-streams-", dir="/tmp"))
-    home.chmod(0o711)
-    yield home
-    asyncio.run(EmbeddedPostgres(home).stop())
-    shutil.rmtree(home)
 
 
 def test_watch_outlives_a_restart_of_the_server(

@@ -88,9 +88,7 @@ async def _remember(call: _Call) -> Reply:
 
 async def _memory(call: _Call) -> Reply:
     entries = await call.database.kv.list_entries("memory/")
-    lines = [
-        f"- {entry.value if isinstance(entry.value, str) else entry.text}" for entry in entries
-    ]
+    lines = [f"- {entry.plain}" for entry in entries]
     lines += [f"- {effect.text}" for effect in call.before if isinstance(effect, Remember)]
     return call.reply("\n".join(lines) or "There are no notes yet; /remember TEXT keeps one.")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..clock import Clock
 from ..messages import Message, Turn
 from ..models import Prompt
-from ..store.board import StatusBoard
+from ..store.board import read_formatted
 from ..store.database import Database
 from ..store.inbox import read_history
 from ..store.reminders import list_pending
@@ -54,16 +54,14 @@ def identity(agent: str, clock: Clock) -> str:
 async def memory(database: Database) -> str:
     """The texts and the latest notes of memory, as far as they fit."""
     entries = await database.kv.list_entries("memory/")
-    lines = [f"{e.key}: {e.value if isinstance(e.value, str) else e.text}" for e in entries]
+    lines = [f"{e.key}: {e.plain}" for e in entries]
     kept = _latest(lines, _MEMORY_TOKENS)
     return as_data("memory", "\n".join(kept)) if kept else ""
 
 
 async def board(database: Database) -> str:
     """What all agents are doing."""
-    status_board = StatusBoard(database)
-    await status_board.read()
-    return as_data("status board", status_board.format())
+    return as_data("status board", await read_formatted(database))
 
 
 async def due(database: Database, conversation: str) -> str:

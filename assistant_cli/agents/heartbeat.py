@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ..messages import MAIN_CONVERSATION, Effect, Outcome, Turn
 from ..models import SILENCE, Prompt
 from ..store import firing, heartbeat
-from ..store.board import StatusBoard
+from ..store.board import read_formatted
 from . import HEARTBEAT
 from .context import build_prompt
 from .desk import TurnDesk
@@ -110,9 +110,8 @@ class HeartbeatAgent:
             return None, ()
         now = host.clock.now().astimezone().isoformat(" ", "minutes")
         # Not the host's own board: another process may hold the other agent.
-        board = StatusBoard(host.database)
-        await board.read()
-        text = _PROMPT.format(now=now, board=board.format(), news=news, silence=SILENCE)
+        board = await read_formatted(host.database)
+        text = _PROMPT.format(now=now, board=board, news=news, silence=SILENCE)
         desk = TurnDesk(host, turn)
         prompt = Prompt(text, self.name, MAIN_CONVERSATION, turn.id)
         if host.model.talks:

@@ -15,7 +15,7 @@ from ..errors import BadDataError
 from ..json_values import check_key, dump_json
 from ..messages import MAIN_CONVERSATION, Effect, Remember, Remind, Say, SetKey, Turn
 from ..models import Tool
-from ..store.board import StatusBoard
+from ..store.board import read_formatted
 from ..store.reminders import list_pending
 from . import HEARTBEAT
 from .commands import parse_when
@@ -109,9 +109,7 @@ class Tools:
 
     async def read_board(self) -> str:
         """Read what all agents are doing."""
-        board = StatusBoard(self._host.database)
-        await board.read()
-        return board.format()
+        return await read_formatted(self._host.database)
 
     async def remind(self, when: str, text: str) -> str:
         """Say something to the user at a time, in this conversation.

@@ -61,7 +61,7 @@ def search(
     entries = [
         entry
         for entry in with_database(_read_all)
-        if all(word in f"{entry.key} {_text(entry)}".lower() for word in words)
+        if all(word in f"{entry.key} {entry.plain}".lower() for word in words)
     ]
     if not entries:
         raise NotFoundError(f"nothing that is remembered contains {query!r}")
@@ -77,7 +77,7 @@ def edit(name: Name) -> None:
     """
     key = _key(name)
     entry = with_database(lambda database: database.kv.get_entry(key))
-    before = _text(entry) if entry else ""
+    before = entry.plain if entry else ""
     after = _edited(before)
     if after == before:
         output.tell("nothing was changed")
@@ -98,19 +98,14 @@ def _key(name: str) -> str:
     return name if name.startswith(_PREFIXES) else f"memory/{name}"
 
 
-def _text(entry: Entry) -> str:
-    value = entry.value
-    return value if isinstance(value, str) else entry.text
-
-
 def _print(entries: list[Entry], as_json: bool, alone: bool = False) -> None:
     if as_json:
-        texts = [{"key": entry.key, "text": _text(entry)} for entry in entries]
+        texts = [{"key": entry.key, "text": entry.plain} for entry in entries]
         output.print_document({"schema": 1, "memory": texts})
     elif alone:
-        output.print_data(_text(entries[0]))
+        output.print_data(entries[0].plain)
     else:
-        output.print_rows((entry.key, _text(entry)) for entry in entries)
+        output.print_rows((entry.key, entry.plain) for entry in entries)
 
 
 def _edited(text: str) -> str:

@@ -33,6 +33,12 @@ class Entry:
     def value(self) -> Any:
         return load_json(self.text)
 
+    @property
+    def plain(self) -> str:
+        """The value for people: a text without its quotes, anything else as JSON."""
+        value = self.value
+        return value if isinstance(value, str) else self.text
+
 
 @dataclass(frozen=True)
 class Deleted:
