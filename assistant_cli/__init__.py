@@ -13,18 +13,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .agents.definition import agent
+    from .agents.turn_context import TurnContext
     from .errors import AssistantError
     from .store.board import StatusBoard, create_status_board
     from .store.database import Database
     from .store.opening import connect
 
 __version__ = "0.1.0"
-__all__ = ["AssistantError", "Database", "StatusBoard", "connect", "create_status_board"]
+__all__ = [
+    "AssistantError",
+    "Database",
+    "StatusBoard",
+    "TurnContext",
+    "agent",
+    "connect",
+    "create_status_board",
+]
 
 _HOMES = {
     "AssistantError": "errors",
     "Database": "store.database",
     "StatusBoard": "store.board",
+    "TurnContext": "agents.turn_context",
+    "agent": "agents.definition",
     "connect": "store.opening",
     "create_status_board": "store.board",
 }

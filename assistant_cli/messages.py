@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 AgentStatus = Literal["idle", "running", "failed"]
 MessageState = Literal["waiting", "working", "answered", "failed", "said"]
 Outcome = Literal["done", "silent", "skipped", "failed", "timed_out", "interrupted"]
-Trigger = Literal["message", "timer", "reminder", "schedule"]
+Trigger = Literal["message", "timer", "request", "reminder", "schedule"]
 
 MAIN_CONVERSATION = "main"
+SILENCE = "[no action needed]"
+"""What an agent returns, or its model answers, that has nothing to say."""
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 
-from .agents import AGENTS, CONVERSATION, HEARTBEAT
-from .agents.conversation import ConversationAgent
-from .agents.heartbeat import HeartbeatAgent
-from .agents.loop import Host, patiently, run_agent
+from .agents import CONVERSATION, HEARTBEAT
+from .agents.conversation import ConversationAgent, conversation
+from .agents.definition import AgentDefinition, Interval
+from .agents.heartbeat import HeartbeatAgent, Limits, reflect
+from .agents.loop import Agent, Host, patiently, run_agent
+from .agents.timed import TimedAgent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
-from .store import inbox, leases, reminders, turns
+from .models.pausing import PausingModel
+from .store import inbox, leases, reminders, ticks, turns
 from .store.board import StatusBoard, create_status_board
 from .store.database import Connection, Database
 from .store.follow import POLL_SECONDS, Hints, Read, T, follow
@@ -29,7 +32,8 @@ from .store.retention import prune
 
 log = logging.getLogger(__name__)
 
-HostedAgent = ConversationAgent | HeartbeatAgent
+BUILT_IN = {definition.name: definition for definition in (conversation, reflect)}
+"""The agents that are there without anybody writing one."""
 
 _RENEWAL_PATIENCE_SECONDS = 3.0
 _RENEWAL_RETRY_SECONDS = 0.5
@@ -48,6 +52,7 @@ class RunOptions:
     Attributes:
         agents: which of them.
         heartbeat: the time between two heartbeats; None means none.
+        limits: what the heartbeat may cost, and when it may speak.
         standby: wait while another process holds them, then take over.
         until_idle: leave when nothing is left to do.
         drain: how long a turn may take to finish after the first signal.
@@ -55,13 +60,19 @@ class RunOptions:
         retry_delay: the pause before a message is tried again.
     """
 
-    agents: Sequence[str] = AGENTS
+    agents: Sequence[AgentDefinition] = tuple(BUILT_IN.values())
     heartbeat: timedelta | None = timedelta(minutes=30)
+    limits: Limits = field(default_factory=Limits)
     standby: bool = False
     until_idle: bool = False
     drain: timedelta = timedelta(seconds=20)
     turn_timeout: timedelta = timedelta(minutes=10)
     retry_delay: timedelta = inbox.RETRY_DELAY
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the agents."""
+        return [definition.name for definition in self.agents]
 
 
 class StoppedError(AssistantError):
@@ -73,9 +84,15 @@ class StoppedError(AssistantError):
 
 
 async def run(
-    database: Database, model: Model, options: RunOptions, clock: Clock | None = None
+    database: Database,
+    models: Mapping[str, Model],
+    options: RunOptions,
+    clock: Clock | None = None,
 ) -> None:
     """Host the agents until a signal, or until idle.
+
+    Args:
+        models: what answers for each agent, by the agent's name.
 
     The first SIGINT or SIGTERM lets running turns finish within the drain; the second does not.
 
@@ -88,7 +105,7 @@ async def run(
     stopping = asyncio.Event()
     with _signals(stopping) as received:
         try:
-            await host(database, model, options, stopping, clock)
+            await host(database, models, options, stopping, clock)
         except asyncio.CancelledError:
             if len(received) < 2:
                 raise
@@ -97,7 +114,7 @@ async def run(
 
 async def host(
     database: Database,
-    model: Model,
+    models: Mapping[str, Model],
     options: RunOptions,
     stopping: asyncio.Event,
     clock: Clock | None = None,
@@ -105,7 +122,7 @@ async def host(
     """Host the agents until the event is set, as `run` does, and leave signals alone."""
     lease = await _acquire(database, options, stopping)
     if lease is not None:
-        await _hold(database, model, options, lease, clock or SystemClock(), stopping)
+        await _hold(database, models, options, lease, clock or SystemClock(), stopping)
 
 
 @contextmanager
@@ -141,8 +158,8 @@ async def _acquire(
 ) -> Lease | None:
     """Take the leases; None where a signal came first."""
     if not options.standby:
-        return await leases.acquire(database, options.agents)
-    standing_by = asyncio.create_task(_stand_by(database, options.agents))
+        return await leases.acquire(database, options.names)
+    standing_by = asyncio.create_task(_stand_by(database, options.names))
     signalled = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({standing_by, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -171,7 +188,7 @@ async def _stand_by(database: Database, agents: Sequence[str]) -> Lease:
 
 async def _hold(
     database: Database,
-    model: Model,
+    models: Mapping[str, Model],
     options: RunOptions,
     lease: Lease,
     clock: Clock,
@@ -184,14 +201,15 @@ async def _hold(
             database=database,
             board=board,
             lease=lease,
-            model=model,
+            models=_pausing(models, clock),
             turn_timeout=options.turn_timeout,
             retry_delay=options.retry_delay,
             until_idle=options.until_idle,
             clock=clock,
             stopping=stopping,
         )
-        log.info("hosting %s; the model is %s", " and ".join(lease.agents), model.name)
+        names = ", ".join(dict.fromkeys(models[agent].name for agent in lease.agents))
+        log.info("hosting %s; the model is %s", " and ".join(lease.agents), names)
         failed = await _run_agents(host, options)
         if failed and options.until_idle:
             raise AgentFailedError(
@@ -204,6 +222,12 @@ async def _hold(
     await _leave(database, board, lease)
 
 
+def _pausing(models: Mapping[str, Model], clock: Clock) -> dict[str, Model]:
+    """The same models, each paused for all its agents once its server has refused."""
+    pausing = {id(model): PausingModel(model, clock) for model in models.values()}
+    return {agent: pausing[id(model)] for agent, model in models.items()}
+
+
 async def _open_board(database: Database, lease: Lease) -> StatusBoard:
     async with database.connection() as connection:
         await leases.renew(connection, lease)
@@ -211,7 +235,7 @@ async def _open_board(database: Database, lease: Lease) -> StatusBoard:
 
 
 async def _run_agents(host: Host, options: RunOptions) -> int:
-    agents = _create_agents(host, options)
+    agents = [_create_agent(definition, host, options) for definition in options.agents]
     try:
         async with asyncio.TaskGroup() as tasks:
             background = [
@@ -230,18 +254,18 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
     return sum(worker.result() for worker in workers if not worker.cancelled())
 
 
-def _create_agents(host: Host, options: RunOptions) -> list[HostedAgent]:
-    agents: list[HostedAgent] = []
-    if CONVERSATION in options.agents:
-        agents.append(ConversationAgent(host))
-    if HEARTBEAT in options.agents:
-        agents.append(HeartbeatAgent(host, options.heartbeat))
-    return agents
+def _create_agent(definition: AgentDefinition, host: Host, options: RunOptions) -> Agent:
+    if definition.name == CONVERSATION:
+        return ConversationAgent(host, definition)
+    if definition.name == HEARTBEAT:
+        timetable = None if options.heartbeat is None else Interval(options.heartbeat)
+        return HeartbeatAgent(host, replace(definition, timetable=timetable), options.limits)
+    return TimedAgent(host, definition)
 
 
 async def _drain(
     workers: list[asyncio.Task[int]],
-    agents: list[HostedAgent],
+    agents: list[Agent],
     stopping: asyncio.Event,
     drain: timedelta,
 ) -> None:
@@ -284,15 +308,15 @@ async def keep_lease(database: Database, lease: Lease) -> None:
         await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
 
 
-async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
-    """Wake the agents whenever a message waits or the next reminder is another one."""
-    known: list[datetime | None] = [None]
+async def _follow_news(database: Database, agents: list[Agent]) -> None:
+    """Wake the agents whenever a message waits, another reminder is next, or a tick is wanted."""
+    known: list[tuple[datetime | None, datetime | None]] = []
 
     async def read(connection: Connection, _: Hints) -> bool | None:
         waiting = await inbox.seconds_to_next(connection) is not None
-        due = await reminders.next_due(connection)
-        changed = waiting or due != known[0]
-        known[0] = due
+        coming = await reminders.next_due(connection), await ticks.last_request(connection)
+        changed = waiting or [coming] != known
+        known[:] = [coming]
         return True if changed else None
 
     def wake(_: bool) -> None:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigurationError
 
-_KEYS = {"database_url", "model", "base_url", "heartbeat", "turn_timeout"}
+_KEYS = {
+    "database_url",
+    "model",
+    "base_url",
+    "heartbeat",
+    "heartbeat_hours",
+    "heartbeat_tokens",
+    "turn_timeout",
+}
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,12 @@ class Settings:
         home: the folder that holds the config file and the embedded database.
         database_url: the DSN of the user's own Postgres; None means the embedded one.
         database_source: where the DSN was found, for messages.
-        model: what answers messages: `offline`, `command:CMD` or such as `openai:gpt-5`.
+        model: what answers for the agents: `offline`, `command:CMD` or such as `openai:gpt-5`.
+        models: what answers for an agent instead, by the agent's name.
         base_url: an OpenAI-compatible server that answers for `openai:`; None: OpenAI's.
         heartbeat: the time between two heartbeats as text, or `off`.
+        heartbeat_hours: when the heartbeat may speak, such as `8:00-22:00 Europe/Berlin`, or `all`.
+        heartbeat_tokens: what the heartbeat may use a day as text, or `off`.
         turn_timeout: the deadline of one turn as text.
     """
 
@@ -34,13 +46,20 @@ class Settings:
     database_url: str | None = None
     database_source: str = "embedded"
     model: str = "offline"
+    models: Mapping[str, str] = field(default_factory=dict)
     base_url: str | None = None
     heartbeat: str = "30m"
+    heartbeat_hours: str = "all"
+    heartbeat_tokens: str = "250000"
     turn_timeout: str = "10m"
 
     @property
     def embedded(self) -> bool:
         return self.database_url is None
+
+    def model_of(self, agent: str) -> str:
+        """The name of what answers for an agent."""
+        return self.models.get(agent, self.model)
 
 
 def load_settings(
@@ -52,18 +71,24 @@ def load_settings(
         ConfigurationError: the config file cannot be read or holds an unknown or non-text key.
     """
     home = _home(environ)
-    file = _read_config(home / "config.toml")
+    file, models = _read_config(home / "config.toml")
     url, source = _database(database_url, environ, file)
+    model = environ.get("ASSISTANT_MODEL")
+
+    def text(key: str, default: str) -> str:
+        return environ.get(f"ASSISTANT_{key.upper()}", file.get(key, default))
+
     return Settings(
         home=home,
         database_url=url,
         database_source=source,
-        model=environ.get("ASSISTANT_MODEL") or file.get("model", Settings.model),
+        model=model or file.get("model", Settings.model),
+        models={} if model else models,
         base_url=environ.get("ASSISTANT_BASE_URL") or file.get("base_url"),
-        heartbeat=environ.get("ASSISTANT_HEARTBEAT", file.get("heartbeat", Settings.heartbeat)),
-        turn_timeout=environ.get(
-            "ASSISTANT_TURN_TIMEOUT", file.get("turn_timeout", Settings.turn_timeout)
-        ),
+        heartbeat=text("heartbeat", Settings.heartbeat),
+        heartbeat_hours=text("heartbeat_hours", Settings.heartbeat_hours),
+        heartbeat_tokens=text("heartbeat_tokens", Settings.heartbeat_tokens),
+        turn_timeout=text("turn_timeout", Settings.turn_timeout),
     )
 
 
@@ -87,27 +112,37 @@ def _database(
     return next(((url, source) for url, source in candidates if url), (None, "embedded"))
 
 
-def _read_config(path: Path) -> dict[str, str]:
+def _read_config(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """What the file sets, and the models of its table `models`."""
     try:
         text = path.read_text("utf-8")
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
     return _parse_config(path, text)
 
 
-def _parse_config(path: Path, text: str) -> dict[str, str]:
+def _parse_config(path: Path, text: str) -> tuple[dict[str, str], dict[str, str]]:
     import tomllib
 
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
-    for key, value in content.items():
+    models = content.pop("models", {})
+    if not isinstance(models, dict):
+        raise ConfigurationError(f'{path}: models is a table: [models], then agent = "model"')
+    for key in content:
         if key not in _KEYS:
             known = ", ".join(sorted(_KEYS))
-            raise ConfigurationError(f"{path}: unknown key {key!r}; the keys are {known}")
-        if not isinstance(value, str):
+            raise ConfigurationError(f"{path}: unknown key {key!r}; the keys are {known}, [models]")
+    return _texts(path, content), _texts(path, models)
+
+
+def _texts(path: Path, table: dict[str, Any]) -> dict[str, str]:
+    for key, value in table.items():
+        count = key == "heartbeat_tokens" and type(value) is int
+        if not (isinstance(value, str) or count):
             raise ConfigurationError(f"{path}: {key} must be text in quotes")
-    return content
+    return {key: str(value) for key, value in table.items()}

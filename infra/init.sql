@@ -429,3 +429,10 @@ CREATE TABLE IF NOT EXISTS assistant.schedule_runs (
 
 INSERT INTO assistant.migrations (version, name)
 VALUES (3, 'schedules') ON CONFLICT DO NOTHING;
+
+-- What was used since a time is found without reading every turn.
+CREATE INDEX IF NOT EXISTS turns_that_cost
+    ON assistant.turns (started_at) WHERE requests > 0;
+
+INSERT INTO assistant.migrations (version, name)
+VALUES (4, 'spend') ON CONFLICT DO NOTHING;

@@ -15,7 +15,7 @@ import psutil
 
 from assistant_cli.clock import Clock
 from assistant_cli.models import get_model
-from assistant_cli.runtime import RunOptions, run
+from assistant_cli.runtime import BUILT_IN, RunOptions, run
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
@@ -27,11 +27,15 @@ async def hosting(
     database: Database, model: str = "offline", clock: Clock | None = None, **options: Any
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Host the agents as `run` does, without a heartbeat unless one is asked for."""
-    chosen = RunOptions(**{"heartbeat": None, "retry_delay": timedelta(milliseconds=10), **options})
-    base_url = os.environ.get("ASSISTANT_BASE_URL")
-    task = asyncio.create_task(
-        run(database, get_model(model, database.dsn, base_url), chosen, clock)
+    agents = options.pop("agents", tuple(BUILT_IN))
+    definitions = [BUILT_IN.get(agent, agent) for agent in agents]
+    chosen = RunOptions(
+        **{"heartbeat": None, "retry_delay": timedelta(milliseconds=10), **options},
+        agents=definitions,
     )
+    opened = get_model(model, database.dsn, os.environ.get("ASSISTANT_BASE_URL"))
+    models = {definition.name: opened for definition in definitions}
+    task = asyncio.create_task(run(database, models, chosen, clock))
     try:
         yield task
     finally:

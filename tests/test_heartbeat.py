@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from assistant_cli.store import heartbeat, inbox, leases
+from assistant_cli.store import heartbeat, inbox, leases, ticks
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 
@@ -74,14 +74,14 @@ async def test_the_first_tick_is_at_once_and_then_one_an_interval(
 ) -> None:
     start = clock.now()
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-        await ticked(database, clock, ["silent"])
+        await ticked(database, clock, ["skipped"])
         assert await database.kv.get("heartbeat_last_tick_at") == iso(start)
         assert await database.kv.get("heartbeat_next_tick_at") == iso(start + HALF_HOUR)
         clock.move(minutes=29, seconds=59)
         await sleeping(clock)
-        assert await rows(database, TICKS) == ["silent"]
+        assert await rows(database, TICKS) == ["skipped"]
         clock.move(seconds=1)
-        await ticked(database, clock, ["silent"] * 2)
+        await ticked(database, clock, ["skipped"] * 2)
         assert await database.kv.get("heartbeat_last_tick_at") == iso(start + HALF_HOUR)
         await until_equal(database, ENTRY, [IDLE])
 
@@ -91,19 +91,19 @@ async def test_a_restart_neither_delays_nor_repeats_a_tick(
 ) -> None:
     start = clock.now()
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-        await ticked(database, clock, ["silent"])
+        await ticked(database, clock, ["skipped"])
     for _ in range(3):
         clock.move(minutes=9)
         async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
             await sleeping(clock)
             assert clock.next_waking() == datetime.fromisoformat(iso(start)) + HALF_HOUR
-    assert await rows(database, TICKS) == ["silent"]
+    assert await rows(database, TICKS) == ["skipped"]
 
 
 async def test_many_intervals_overdue_are_one_tick(database: Database, clock: DrivenClock) -> None:
     await database.kv.set("heartbeat_last_tick_at", iso(clock.now() - timedelta(days=3)))
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-        await ticked(database, clock, ["silent"])
+        await ticked(database, clock, ["skipped"])
         assert clock.next_waking() == clock.now() + HALF_HOUR
 
 
@@ -115,7 +115,7 @@ async def test_an_anchor_that_is_no_time_is_no_anchor(
     for count, anchor in enumerate(anchors, 1):
         await database.kv.set("heartbeat_last_tick_at", anchor)
         async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-            await ticked(database, clock, ["silent"] * count)
+            await ticked(database, clock, ["skipped"] * count)
         assert await database.kv.get("heartbeat_last_tick_at") == iso(clock.now())
 
 
@@ -134,7 +134,7 @@ async def test_an_anchor_far_ahead_does_not_stop_the_heartbeat(
 ) -> None:
     await database.kv.set("heartbeat_last_tick_at", "9999-12-31T23:59:59Z")
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-        await ticked(database, clock, ["silent"])
+        await ticked(database, clock, ["skipped"])
     assert await database.kv.get("heartbeat_last_tick_at") == iso(clock.now())
 
 
@@ -156,7 +156,7 @@ async def test_reminders_come_when_due_between_ticks_and_once_each(
     database: Database, clock: DrivenClock
 ) -> None:
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
-        await ticked(database, clock, ["silent"])
+        await ticked(database, clock, ["skipped"])
         await due(database, clock, "second", minutes=6)
         await due(database, clock, "first", minutes=5)
         await due(database, clock, "third", minutes=20)
@@ -176,7 +176,7 @@ async def test_reminders_come_when_due_between_ticks_and_once_each(
         await until_equal(database, SAID, [*said, ("main", "Reminder: third")])
     linked = "SELECT count(*) FROM assistant.schedules WHERE message_id IS NULL OR fired_at IS NULL"
     assert await rows(database, linked) == [0]
-    assert await rows(database, TICKS) == ["silent"]
+    assert await rows(database, TICKS) == ["skipped"]
 
 
 async def test_a_reminder_set_in_a_message_is_delivered_in_its_conversation(
@@ -264,13 +264,13 @@ async def test_the_model_is_asked_only_if_something_was_said_since_the_last_tick
         assert "Messages from the user since your last heartbeat: 1." in prompt
         assert "heartbeat: running — reflecting" in prompt
         clock.move(minutes=30)
-        await ticked(database, clock, ["done", "silent"])
+        await ticked(database, clock, ["done", "skipped"])
         assert asked.read_text() == "x\n"
     async with hosting(database, model, clock, **ONLY_HEARTBEAT):
         await inbox.put_message(database, "again", conversation="work")
         await sleeping(clock)
         clock.move(minutes=30)
-        await ticked(database, clock, ["done", "silent", "done"])
+        await ticked(database, clock, ["done", "skipped", "done"])
     assert asked.read_text() == "x\nx\n"
 
 
@@ -333,7 +333,7 @@ async def test_messages_that_failed_or_wait_for_long_are_reported_once(
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["done"])
         clock.move(minutes=30)
-        await ticked(database, clock, ["done", "silent"])
+        await ticked(database, clock, ["done", "skipped"])
     (work, main) = await rows(database, SAID)
     assert work[0] == "work"
     assert work[1].endswith(f", 'a long {'x' * 52}…', failed: no luck")
@@ -350,13 +350,13 @@ async def test_a_result_kept_twice_is_said_once(
     database: Database, lease: Lease, clock: DrivenClock
 ) -> None:
     now = clock.now()
-    tick = await heartbeat.begin_tick(database, lease.token, "m", now, now + HALF_HOUR)
+    tick = await ticks.begin(database, "heartbeat", lease.token, "m", now, now + HALF_HOUR)
     for _ in range(3):
-        await heartbeat.finish_tick(database, lease.token, tick, "a thought", (), HALF_HOUR)
+        await ticks.finish(database, lease.token, tick, "a thought", ())
     await due(database, clock, "tea", minutes=-1)
     delivery = await heartbeat.begin_delivery(database, lease.token)
     for _ in range(3):
-        await heartbeat.deliver_reminders(database, lease.token, delivery, now)
+        await heartbeat.deliver(database, lease.token, delivery, now)
     assert await rows(database, SAID) == [("main", "a thought"), ("main", "Reminder: tea")]
     assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done", "done"]
 
@@ -364,7 +364,8 @@ async def test_a_result_kept_twice_is_said_once(
 async def test_a_tick_of_a_process_that_died_is_closed_and_not_repeated(
     database: Database, lease: Lease, clock: DrivenClock
 ) -> None:
-    await heartbeat.begin_tick(database, lease.token, "m", clock.now(), clock.now() + HALF_HOUR)
+    now = clock.now()
+    await ticks.begin(database, "heartbeat", lease.token, "m", now, now + HALF_HOUR)
     await due(database, clock, "tea", minutes=-1)
     await heartbeat.begin_delivery(database, lease.token)
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
@@ -391,9 +392,9 @@ async def test_a_report_kept_twice_marks_nothing_as_reported_that_was_not(
         await inbox.put_message(database, str(number), conversation="main")
     await rows(database, "UPDATE assistant.messages SET state = 'failed', error = 'no luck'")
     now = clock.now()
-    tick = await heartbeat.begin_tick(database, lease.token, "m", now, now + HALF_HOUR)
+    tick = await ticks.begin(database, "heartbeat", lease.token, "m", now, now + HALF_HOUR)
     for _ in range(2):
-        await heartbeat.finish_tick(database, lease.token, tick, None, (), HALF_HOUR)
+        await ticks.finish(database, lease.token, tick, None, (), report_after=HALF_HOUR)
     reported = "SELECT count(*) FROM assistant.messages WHERE reported_at IS NOT NULL"
     assert await rows(database, reported) == [100]
     said = "SELECT content FROM assistant.messages WHERE role = 'assistant'"

@@ -207,10 +207,11 @@ async def test_a_day_on_which_nothing_happens_costs_nothing(
     database: Database, server: OpenAIServer, talking: Any
 ) -> None:
     clock = DrivenClock()
-    outcomes = "SELECT outcome, requests FROM assistant.turns"
+    outcomes = "SELECT outcome, error, requests FROM assistant.turns"
+    skipped = ("skipped", "nothing has happened since the last heartbeat", 0)
     async with talking(clock=clock, heartbeat=timedelta(minutes=30)):
         for tick in range(1, 49):
-            await until_equal(database, outcomes, [("silent", 0)] * tick)
+            await until_equal(database, outcomes, [skipped] * tick)
             clock.move(minutes=30)
     assert server.requests == []
 

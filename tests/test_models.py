@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from assistant_cli.errors import ConfigurationError
-from assistant_cli.models import SILENCE, ModelError, Prompt, get_model
+from assistant_cli.messages import SILENCE
+from assistant_cli.models import ModelError, Prompt, get_model
 
 from .conftest import eventually
 from .hosting import living, until

@@ -20,7 +20,7 @@ from assistant_cli.errors import (
     LeaseLostError,
     NotFoundError,
 )
-from assistant_cli.store import heartbeat, leases, retention
+from assistant_cli.store import heartbeat, leases, retention, ticks
 from assistant_cli.store.database import Database
 from assistant_cli.store.firing import run_schedule
 from assistant_cli.store.migrations import list_migrations, migrate
@@ -144,7 +144,7 @@ async def test_a_schedule_between_ticks_neither_moves_a_tick_nor_counts_as_news(
         await until_equal(database, ASKED, [("tea", "waiting")])
         await sleeping(clock, SATURDAY + 30 * MINUTE)
         clock.move(minutes=30)
-        ticks = [("timer", "silent"), ("schedule", "done"), ("timer", "silent")]
+        ticks = [("timer", "skipped"), ("schedule", "done"), ("timer", "skipped")]
         await until_equal(database, TURNS, ticks)
     assert not (tmp_path / "asked").exists()
 
@@ -353,7 +353,7 @@ async def test_a_process_that_dies_while_it_fires_leaves_nothing_half_done(
     lease = await leases.acquire(database, ["heartbeat"])
     now = SATURDAY + HOUR
     turn = await heartbeat.begin_delivery(database, lease.token)
-    dying = asyncio.create_task(heartbeat.deliver_reminders(database, lease.token, turn, now))
+    dying = asyncio.create_task(heartbeat.deliver(database, lease.token, turn, now))
     hanging = "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
     await until(lambda: rows(database, f"SELECT 1 {hanging}"), "the moment before the commit")
     await rows(database, f"SELECT pg_terminate_backend(pid) {hanging}")
@@ -362,7 +362,7 @@ async def test_a_process_that_dies_while_it_fires_leaves_nothing_half_done(
     assert await rows(database, SAID) == await rows(database, RUNS) == []
     await rows(database, "DROP TRIGGER hang ON assistant.schedules")
     for _ in range(3):
-        await heartbeat.deliver_reminders(database, lease.token, turn, now)
+        await heartbeat.deliver(database, lease.token, turn, now)
     assert await rows(database, SAID) == [("main", "x")]
     assert await rows(database, RUNS) == [(now, "fired", 0)]
 
@@ -373,7 +373,7 @@ async def test_a_due_time_that_comes_again_is_not_fired_again(database: Database
     now = SATURDAY + HOUR
     for _ in range(3):
         turn = await heartbeat.begin_delivery(database, lease.token)
-        await heartbeat.deliver_reminders(database, lease.token, turn, now)
+        await heartbeat.deliver(database, lease.token, turn, now)
         await rows(database, "UPDATE assistant.schedules SET due_at = %s", now)
     assert await rows(database, SAID) == [("main", "x")]
     turns = [("schedule", "done"), ("schedule", "silent"), ("schedule", "silent")]
@@ -387,7 +387,7 @@ async def test_a_process_that_lost_its_lease_fires_nothing(database: Database) -
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     await leases.acquire(database, ["heartbeat"])
     with pytest.raises(LeaseLostError):
-        await heartbeat.deliver_reminders(database, lease.token, turn, SATURDAY + HOUR)
+        await heartbeat.deliver(database, lease.token, turn, SATURDAY + HOUR)
     assert await rows(database, SAID) == await rows(database, RUNS) == []
 
 
@@ -421,21 +421,21 @@ class Hosts:
         await rows(self.database, "UPDATE assistant.leases SET expires_at = now()")
         lease = await leases.acquire(self.database, ["heartbeat"])
         self.stale, self.token = [self.token], lease.token
-        await heartbeat.recover(self.database, self.token)
+        await ticks.recover(self.database, "heartbeat", self.token)
 
     async def look(self, now: datetime) -> None:
         """Fire what is due, with accidents: a death before, a stale host, a doubtful commit."""
-        while (due := await heartbeat.next_reminder(self.database)) and due <= now:
+        while (due := await heartbeat.next_due(self.database)) and due <= now:
             turn = await heartbeat.begin_delivery(self.database, self.token)
             accident = self.random.random()
             if accident < 0.1:
                 await self.take_over()
                 with pytest.raises(LeaseLostError):
-                    await heartbeat.deliver_reminders(self.database, self.stale[0], turn, now)
+                    await heartbeat.deliver(self.database, self.stale[0], turn, now)
                 continue
-            await heartbeat.deliver_reminders(self.database, self.token, turn, now)
+            await heartbeat.deliver(self.database, self.token, turn, now)
             if accident < 0.2:
-                await heartbeat.deliver_reminders(self.database, self.token, turn, now)
+                await heartbeat.deliver(self.database, self.token, turn, now)
 
 
 def instants(zone: ZoneInfo, naive: datetime) -> datetime:

@@ -53,16 +53,16 @@ def test_the_database_comes_from_the_first_place_that_names_one(
 
 def test_every_setting_has_a_default_and_the_environment_beats_the_file(tmp_path: Path) -> None:
     environ = {"ASSISTANT_HOME": str(tmp_path)}
-    assert load_settings(environ=environ) == Settings(tmp_path, None, "embedded", *DEFAULTS)
+    assert load_settings(environ=environ) == Settings(tmp_path)
     write_config(tmp_path, 'model = "command:a"\nheartbeat = "1m"\nturn_timeout = "2m"\n')
     assert load_settings(environ=environ) == Settings(
-        tmp_path, None, "embedded", "command:a", None, "1m", "2m"
+        tmp_path, model="command:a", heartbeat="1m", turn_timeout="2m"
     )
     environ["ASSISTANT_MODEL"] = "command:b"
     environ["ASSISTANT_HEARTBEAT"] = "off"
     environ["ASSISTANT_TURN_TIMEOUT"] = "3m"
     assert load_settings(environ=environ) == Settings(
-        tmp_path, None, "embedded", "command:b", None, "off", "3m"
+        tmp_path, model="command:b", heartbeat="off", turn_timeout="3m"
     )
 
 
@@ -184,3 +184,32 @@ def test_an_option_that_is_empty_is_no_choice_of_the_embedded_database(
     done = CommandLine(environment)("kv", "get", "k", "--database-url", "")
     assert (done.code, done.out) == (2, "")
     assert "--database-url is empty" in done.err
+
+
+def test_each_agent_may_have_a_model_of_its_own(assistant: CommandLine) -> None:
+    home = Path(assistant.environment["ASSISTANT_HOME"])
+    write_config(home, 'model = "offline"\n[models]\nconversation = "command:tr a-z A-Z"\n')
+    process = assistant.start_run()
+    assert assistant("send", "--wait", "hello").out == "HELLO\n"
+    process.terminate()
+    process.wait()
+    assistant.environment["ASSISTANT_MODEL"] = "command:rev"
+    assistant.start_run()
+    assert assistant("send", "--wait", "hello").out == "olleh\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('models = "openai:gpt-5"', "models is a table"),
+        ("[models]\nheartbeat = 5", "heartbeat must be text in quotes"),
+        ('[models]\nheartbeat = "nobody:x"', "nobody:x"),
+    ],
+)
+def test_a_bad_table_of_models_is_told_before_anything_starts(
+    assistant: CommandLine, text: str, complaint: str
+) -> None:
+    write_config(Path(assistant.environment["ASSISTANT_HOME"]), text)
+    done = assistant("run", "--until-idle")
+    assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
+    assert complaint in done.err

@@ -3,46 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from ..errors import BadDataError
-from ..messages import MAIN_CONVERSATION, Message, Outcome, Reply, Turn
-from ..models import ModelError, Prompt, RefusedError
+from ..messages import Message, Outcome, Reply, Turn
+from ..models import ModelError, RefusedError
+from ..models.pausing import REFUSED_PAUSE
 from ..store import inbox
 from . import CONVERSATION
 from .commands import is_command, obey
-from .context import build_prompt
-from .desk import TurnDesk
+from .definition import AgentDefinition, agent
 from .loop import Finish, Host
+from .turn_context import TurnContext
 
-_REFUSED_PAUSE = timedelta(minutes=10)
+
+@agent(name=CONVERSATION)
+async def conversation(turn: TurnContext) -> str:
+    """Answer what was said."""
+    reply = await turn.ask("\n".join(message.content for message in turn.messages))
+    if not reply.strip():
+        raise ModelError("the model's reply is empty")
+    return reply
 
 
 class ConversationAgent:
     """All messages that wait in a conversation become one turn.
 
-    Commands are obeyed one by one; the other messages are one prompt to the model and share
-    its reply.
+    Commands are obeyed one by one; the other messages share one reply.
     """
 
-    name = CONVERSATION
-
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, definition: AgentDefinition) -> None:
+        self.name = definition.name
+        self.timeout = definition.timeout
         self._host = host
-        self._work = asyncio.Event()
+        self._work = definition.work
+        self._woken = asyncio.Event()
         self._obeyed: list[Reply] = []
-        self._refusal: RefusedError | None = None
-        self._refused_until = datetime.min.replace(tzinfo=UTC)
+        self._refused = False
 
     async def recover(self) -> None:
         await inbox.recover(self._host.database, self._host.lease.token)
 
     async def claim(self) -> Turn | None:
         host = self._host
-        self._work.clear()
-        self._obeyed = []
-        return await inbox.claim_turn(host.database, host.lease.token, host.model.name)
+        self._woken.clear()
+        self._obeyed, self._refused = [], False
+        model = host.model_of(self.name).name
+        return await inbox.claim_turn(host.database, host.lease.token, model)
 
     def describe(self, turn: Turn) -> str:
         count = len(turn.messages)
@@ -56,7 +64,7 @@ class ConversationAgent:
         for message in commands:
             before = [effect for reply in self._obeyed for effect in reply.effects]
             self._obeyed.append(await obey(message, host.database, host.clock, before))
-        replies = [*self._obeyed, *([await self._ask_model(turn, texts)] if texts else [])]
+        replies = [*self._obeyed, *([await self._answer(turn, texts)] if texts else [])]
 
         async def finish() -> Outcome:
             await inbox.answer_turn(host.database, host.lease.token, turn, replies)
@@ -64,33 +72,14 @@ class ConversationAgent:
 
         return finish
 
-    async def _ask_model(self, turn: Turn, texts: list[Message]) -> Reply:
-        host = self._host
-        text = "\n".join(message.content for message in texts)
-        if not host.model.talks:
-            conversation = turn.conversation or MAIN_CONVERSATION
-            return Reply(
-                texts, await host.model.reply(Prompt(text, self.name, conversation, turn.id))
-            )
-        desk = TurnDesk(host, turn)
-        prompt = await build_prompt(host.database, host.clock, desk, turn, text)
-        return Reply(texts, await self._reply(prompt), desk.effects)
-
-    async def _reply(self, prompt: Prompt) -> str:
-        """The model's reply; a server that refused this key is not asked again for a while."""
-        clock = self._host.clock
-        if self._refusal is not None and clock.now() < self._refused_until:
-            raise self._refusal
-        self._refusal = None
+    async def _answer(self, turn: Turn, texts: list[Message]) -> Reply:
+        context = TurnContext(self._host, turn, texts)
         try:
-            reply = await self._host.model.reply(prompt)
-        except RefusedError as error:
-            self._refusal = error
-            self._refused_until = clock.now() + _REFUSED_PAUSE
+            reply = await self._work(context)
+        except RefusedError:
+            self._refused = True
             raise
-        if not reply.strip():
-            raise ModelError("the model's reply is empty")
-        return reply
+        return Reply(texts, reply or "", context.effects)
 
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
         # A command is obeyed and answered also where the model fails beside it.
@@ -102,8 +91,8 @@ class ConversationAgent:
             turn,
             outcome,
             error,
-            _REFUSED_PAUSE if self._refusal else host.retry_delay,
-            attempted=self._refusal is None,
+            REFUSED_PAUSE if self._refused else host.retry_delay,
+            attempted=not self._refused,
         )
         try:
             await fail(replies=self._obeyed)
@@ -120,9 +109,9 @@ class ConversationAgent:
         until = None
         if seconds is not None:
             until = self._host.clock.now() + timedelta(seconds=seconds)
-        await self._host.clock.wait(self._work, until)
+        await self._host.clock.wait(self._woken, until)
         return True
 
     def wake(self) -> None:
         """Look into the inbox again."""
-        self._work.set()
+        self._woken.set()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
-from ..messages import MAIN_CONVERSATION, Effect, Outcome, Turn
-from ..models import SILENCE, Prompt
-from ..store import firing, heartbeat
+from ..active_hours import ActiveHours, start_of_day
+from ..messages import SILENCE, Outcome, Turn
+from ..store import firing, heartbeat, ticks
 from ..store.board import read_formatted
+from ..store.turns import get_spend
 from . import HEARTBEAT
-from .context import build_prompt
-from .desk import TurnDesk
-from .loop import Finish, Host
+from .definition import AgentDefinition, agent
+from .desk import as_data
+from .loop import Finish, Host, patiently
+from .timed import TimedAgent
+from .turn_context import TurnContext
 
 _PATIENCE = timedelta(minutes=15)
 """How long a message may wait before the heartbeat mentions it."""
@@ -23,53 +29,69 @@ _DESCRIPTIONS = {"reminder": "delivering reminders", "schedule": "firing schedul
 _PROMPT = """\
 You are the heartbeat of a background assistant. It is {now}. The agents:
 {board}
-Messages from the user since your last heartbeat: {news}.
-If there is something the user should hear now, answer with just that.
+Messages from the user since your last heartbeat: {messages}.
+{failures}If there is something the user should hear now, answer with just that.
 Otherwise answer exactly: {silence}"""
 
 
-class HeartbeatAgent:
-    """Ticks `interval` after the last tick, whoever made it; None means never.
+@agent(name=HEARTBEAT, every="30m")
+async def reflect(turn: TurnContext) -> str:
+    """reflecting"""
+    news = await heartbeat.read_news(turn.database)
+    failures = "\n".join(news.failures)
+    return await turn.ask(
+        _PROMPT.format(
+            now=turn.now().astimezone().isoformat(" ", "minutes"),
+            # Not the host's own board: another process may hold the other agent.
+            board=await read_formatted(turn.database),
+            messages=news.messages,
+            failures=as_data("failures since then", failures) + "\n" if failures else "",
+            silence=SILENCE,
+        )
+    )
 
-    Reminders and schedules fire when they are due, also between ticks and without any. A tick
-    that finds a user's message being answered is skipped. The model is asked only if the user
-    said something since the last tick.
+
+@dataclass(frozen=True)
+class Limits:
+    """What a heartbeat may cost, and when it may speak.
+
+    Attributes:
+        active_hours: outside of them a tick is skipped; None: there is no such time.
+        daily_tokens: what its turns may use from midnight to midnight; None: any number.
     """
 
-    name = HEARTBEAT
+    active_hours: ActiveHours | None = None
+    daily_tokens: int | None = None
 
-    def __init__(self, host: Host, interval: timedelta | None) -> None:
-        self._host = host
-        self._interval = interval
-        self._wake = asyncio.Event()
-        self._next_tick: datetime | None = None
+
+class HeartbeatAgent(TimedAgent):
+    """A timed agent that also fires reminders and schedules, when they are due.
+
+    They come between ticks as well, while it reflects, and where there are no ticks. The model
+    is asked only if something happened since the last tick, or somebody asked for the tick.
+    """
+
+    def __init__(self, host: Host, definition: AgentDefinition, limits: Limits) -> None:
+        super().__init__(host, definition)
+        self._limits = limits
         self._busy_since: datetime | None = None
 
     async def recover(self) -> None:
-        host = self._host
         self._busy_since = None
-        await heartbeat.recover(host.database, host.lease.token)
-        last_tick = await heartbeat.read_last_tick(host.database)
-        if self._interval is not None:
-            self._next_tick = _first_tick(last_tick, self._interval, host.clock.now())
-        await heartbeat.announce_next_tick(host.database, host.lease.token, self._next_tick)
+        await super().recover()
 
     async def claim(self) -> Turn | None:
         host = self._host
-        self._wake.clear()
+        self._woken.clear()
         now = host.clock.now()
-        reminder = await heartbeat.next_reminder(host.database)
-        if reminder is not None and reminder <= now:
+        due = await heartbeat.next_due(host.database)
+        if due is not None and due <= now:
             turn = await heartbeat.begin_delivery(host.database, host.lease.token)
-            self._busy_since = self._busy_since or now
-            return turn
-        if self._interval is None or self._next_tick is None or now < self._next_tick:
-            return None
-        following = now + self._interval
-        turn = await heartbeat.begin_tick(
-            host.database, host.lease.token, host.model.name, now, following
-        )
-        self._next_tick = following
+        else:
+            claimed = await super().claim()
+            if claimed is None:
+                return None
+            turn = claimed
         self._busy_since = self._busy_since or now
         return turn
 
@@ -77,73 +99,94 @@ class HeartbeatAgent:
         return _DESCRIPTIONS.get(turn.trigger, "reflecting")
 
     async def execute(self, turn: Turn) -> Finish:
-        host = self._host
-        token = host.lease.token
         if turn.trigger in _DESCRIPTIONS:
-            now = host.clock.now()
-            # What came due while this agent was at work was not missed, only late.
-            on_time_from = min(now, self._busy_since or now) - firing.GRACE
-            return lambda: heartbeat.deliver_reminders(
-                host.database, token, turn, now, on_time_from
-            )
-        if await heartbeat.is_busy(host.database):
-            return lambda: self._skip(turn)
-        thought, effects = await self._reflect(turn)
-        return lambda: heartbeat.finish_tick(
-            host.database, token, turn, thought, effects, _PATIENCE
-        )
+            return self._delivery(turn)
+        if pause := await self._reason_to_rest(turn):
+            return partial(self._rest, turn, pause)
+        context = TurnContext(self._host, turn)
+        if reason := await self._reason_not_to_think(turn):
+            return partial(self._finish_tick, turn, None, context, reason)
+        async with self._delivering():
+            thought = await self._definition.work(context)
+        return partial(self._finish_tick, turn, thought, context)
 
-    async def _skip(self, turn: Turn) -> Outcome:
+    def _delivery(self, turn: Turn) -> Finish:
         host = self._host
-        await heartbeat.end_without_result(
-            host.database, host.lease.token, turn, "skipped", "a message was being answered"
-        )
+        now = host.clock.now()
+        # What came due while this agent was at work was not missed, only late.
+        on_time_from = min(now, self._busy_since or now) - firing.GRACE
+        return lambda: heartbeat.deliver(host.database, host.lease.token, turn, now, on_time_from)
+
+    async def _reason_to_rest(self, turn: Turn) -> str | None:
+        """Why nothing at all may be said now; None: it may."""
+        if turn.trigger == "request":
+            return None
+        if await heartbeat.is_busy(self._host.database):
+            return "a message was being answered"
+        paused = await ticks.read_pause(self._host.database, self.name)
+        if paused is not None:
+            return f"paused {paused}"
+        hours = self._limits.active_hours
+        if hours is not None and not hours.include(self._host.clock.now()):
+            return f"outside the active hours {hours}"
+        return None
+
+    async def _reason_not_to_think(self, turn: Turn) -> str | None:
+        """Why the model is not to be asked now; None: it may."""
+        host, limits = self._host, self._limits
+        if limits.daily_tokens is not None:
+            zone = limits.active_hours.zone if limits.active_hours else None
+            today = start_of_day(host.clock.now(), zone)
+            used = (await get_spend(host.database, today, agent=self.name)).tokens
+            if used >= limits.daily_tokens:
+                return f"{used:,} of {limits.daily_tokens:,} tokens for today are used"
+        if turn.trigger != "request" and not await heartbeat.read_news(host.database):
+            return "nothing has happened since the last heartbeat"
+        return None
+
+    async def _rest(self, turn: Turn, reason: str) -> Outcome:
+        await self.fail(turn, "skipped", reason)
         return "skipped"
 
-    async def _reflect(self, turn: Turn) -> tuple[str | None, Sequence[Effect]]:
-        """What the model has to say, if anything, and what it changes."""
+    async def _finish_tick(
+        self, turn: Turn, thought: str | None, context: TurnContext, reason: str | None = None
+    ) -> Outcome:
         host = self._host
-        if not host.model.reflects:
-            return None, ()
-        news = await heartbeat.count_news(host.database)
-        if not news:
-            return None, ()
-        now = host.clock.now().astimezone().isoformat(" ", "minutes")
-        # Not the host's own board: another process may hold the other agent.
-        board = await read_formatted(host.database)
-        text = _PROMPT.format(now=now, board=board, news=news, silence=SILENCE)
-        desk = TurnDesk(host, turn)
-        prompt = Prompt(text, self.name, MAIN_CONVERSATION, turn.id)
-        if host.model.talks:
-            prompt = await build_prompt(host.database, host.clock, desk, turn, text)
-        thought = (await host.model.reply(prompt)).strip()
-        return None if thought.lower() in {"", SILENCE} else thought, desk.effects
+        return await ticks.finish(
+            host.database,
+            host.lease.token,
+            turn,
+            thought,
+            context.effects,
+            skipped=reason,
+            report_after=_PATIENCE,
+        )
 
-    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+    @asynccontextmanager
+    async def _delivering(self) -> AsyncIterator[None]:
+        """Deliver what comes due meanwhile: a reminder does not wait for a thought."""
+        task = asyncio.create_task(self._deliver_until_cancelled())
+        try:
+            yield
+        finally:
+            task.cancel()
+            # What fails here is tried again, and told, after the thought.
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _deliver_until_cancelled(self) -> None:
         host = self._host
-        await heartbeat.end_without_result(host.database, host.lease.token, turn, outcome, error)
+        while True:
+            self._woken.clear()
+            now = host.clock.now()
+            due = await patiently(lambda: heartbeat.next_due(host.database))
+            if due is not None and due <= now:
+                await heartbeat.deliver_at_once(host.database, host.lease.token, now)
+            else:
+                await host.clock.wait(self._woken, due)
 
     async def wait(self) -> bool:
-        """Wait for the next tick or reminder, or for news of one."""
+        """Wait for the next tick or due time, or for news of one."""
         self._busy_since = None
-        reminder = await heartbeat.next_reminder(self._host.database)
-        times = [moment for moment in (self._next_tick, reminder) if moment is not None]
-        if self._host.until_idle:
-            return bool(times) and min(times) <= self._host.clock.now()
-        await self._host.clock.wait(self._wake, min(times, default=None))
-        return True
-
-    def wake(self) -> None:
-        """Look again at what is due."""
-        self._wake.set()
-
-
-def _first_tick(last: datetime | None, interval: timedelta, now: datetime) -> datetime:
-    """When to tick first, anchored to the last tick.
-
-    An anchor in the future is a clock that was set back. A little is waited for; else one that
-    is far off would put the tick off with every restart.
-    """
-    if last is None or last > now + interval:
-        return now
-    return min(last, now) + interval
+        due = await heartbeat.next_due(self._host.database)
+        times = [moment for moment in (self._next_tick, due) if moment is not None]
+        return await self._wait_until(min(times, default=None))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
+from traceback import extract_tb
 from typing import Protocol, TypeVar
 
 from ..clock import Clock, SystemClock
@@ -41,6 +43,7 @@ class Host:
     """What the process that hosts the agents gives them to work with.
 
     Attributes:
+        models: what answers for each agent, by the agent's name.
         stopping: set when no further turn may be claimed.
         turn_timeout: the deadline of a turn.
         retry_delay: the pause before a message is tried again.
@@ -51,13 +54,17 @@ class Host:
     database: Database
     board: StatusBoard
     lease: Lease
-    model: Model
+    models: Mapping[str, Model]
     turn_timeout: timedelta = timedelta(minutes=10)
     retry_delay: timedelta = RETRY_DELAY
     until_idle: bool = False
     clock: Clock = field(default_factory=SystemClock)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     executing: dict[int, asyncio.Task[Finish]] = field(default_factory=dict)
+
+    def model_of(self, agent: str) -> Model:
+        """What answers for an agent."""
+        return self.models[agent]
 
     def cancel(self, turn_id: int) -> None:
         """Cancel a turn that executes here; any other is left alone."""
@@ -74,9 +81,13 @@ class TurnCancelledError(AssistantError):
 
 
 class Agent(Protocol):
-    """A named worker. All its database writes are made under the host's lease."""
+    """A named worker. All its database writes are made under the host's lease.
+
+    `timeout`: the deadline of its turns; None: the host's.
+    """
 
     name: str
+    timeout: timedelta | None
 
     async def recover(self) -> None:
         """Close what an earlier holder left open."""
@@ -100,6 +111,9 @@ class Agent(Protocol):
 
     async def wait(self) -> bool:
         """Wait until there may be work; False where none will come by itself."""
+
+    def wake(self) -> None:
+        """End the wait: there may be work."""
 
 
 async def run_agent(agent: Agent, host: Host) -> int:
@@ -203,8 +217,9 @@ async def _give_up(agent: Agent, turn: Turn) -> None:
 
 async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | None]:
     """Execute a turn and keep its result; returns its outcome, and why it failed."""
+    limit = agent.timeout or host.turn_timeout
     try:
-        async with asyncio.timeout(host.turn_timeout.total_seconds()):
+        async with asyncio.timeout(limit.total_seconds()) as deadline:
             finish = await _execute_cancellably(agent, host, turn)
         return await patiently(finish), None
     except LeaseLostError:
@@ -212,19 +227,26 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     except TurnCancelledError as request:
         outcome: Outcome = "interrupted"
         error = str(request)
-    except TimeoutError:
-        limit = format_duration(host.turn_timeout)
-        outcome = "timed_out"
-        error = f"no result within the deadline of {limit}"
     except AssistantError as problem:
         outcome, error = "failed", str(problem)
     except Exception as problem:
-        # A fault of ours must not end the process that holds the other agent as well.
-        log.exception("%s: turn %d met an unforeseen error", agent.name, turn.id)
-        outcome, error = "failed", f"unforeseen {type(problem).__name__}"
+        if deadline.expired():
+            outcome = "timed_out"
+            error = f"no result within the deadline of {format_duration(limit)}"
+        else:
+            # One agent's fault must not end the process that holds the others as well.
+            log.debug("%s: turn %d", agent.name, turn.id, exc_info=problem)
+            outcome, error = "failed", _describe_fault(problem)
     error = error[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))
     return outcome, error
+
+
+def _describe_fault(error: Exception) -> str:
+    """What went wrong in an agent, and where, on one line."""
+    place = extract_tb(error.__traceback__)[-1]
+    what = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return f"{what} ({Path(place.filename).name} line {place.lineno})"
 
 
 async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:

@@ -30,7 +30,8 @@ Exit codes:
                                  130 interrupted, 143 terminated, 141 closed pipe
 
 Environment: ASSISTANT_DATABASE_URL, DATABASE_URL (your own Postgres; neither:
-an embedded one), ASSISTANT_HOME, ASSISTANT_MODEL, ASSISTANT_HEARTBEAT,
+an embedded one), ASSISTANT_HOME, ASSISTANT_MODEL, ASSISTANT_BASE_URL,
+ASSISTANT_HEARTBEAT, ASSISTANT_HEARTBEAT_HOURS, ASSISTANT_HEARTBEAT_TOKENS,
 ASSISTANT_TURN_TIMEOUT, NO_COLOR.
 
 Examples:
@@ -52,6 +53,7 @@ MODULES = {
     "track": "track",
     "turns": "turns",
     "schedule": "schedule",
+    "heartbeat": "heartbeat",
     "memory": "memory",
     "kv": "kv",
     "db": "database",

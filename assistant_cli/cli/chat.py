@@ -15,7 +15,7 @@ from ..errors import AgentFailedError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
-from .run import model_from, options_from
+from .run import models_from, options_from
 from .session import settings, with_database
 
 if TYPE_CHECKING:
@@ -46,18 +46,21 @@ def chat(
     """
     if not (sys.stdin and sys.stdin.isatty() and output.can_redraw()):
         raise UsageError("a chat needs a terminal; `assistant send --wait` is for scripts")
-    model, options = model_from(settings()), options_from(settings())
+    options = options_from(settings())
+    models = models_from(settings(), options.names)
     output.log_to_stderr(logging.WARNING, "assistant: %(message)s")
 
     async def talk(database: Database) -> None:
-        async with _agents(database, model, options):
+        async with _agents(database, models, options):
             await _Chat(database, conversation).run()
 
     with_database(talk, setup=True)
 
 
 @asynccontextmanager
-async def _agents(database: Database, model: Model, options: RunOptions) -> AsyncIterator[None]:
+async def _agents(
+    database: Database, models: dict[str, Model], options: RunOptions
+) -> AsyncIterator[None]:
     """Host the agents meanwhile, unless somebody else does."""
     import asyncio
 
@@ -68,9 +71,10 @@ async def _agents(database: Database, model: Model, options: RunOptions) -> Asyn
     if row is not None and row.live:
         yield
         return
-    output.tell(f"no `assistant run` is up: this chat hosts the agents; the model is {model.name}")
+    model = models["conversation"].name
+    output.tell(f"no `assistant run` is up: this chat hosts the agents; the model is {model}")
     stopping = asyncio.Event()
-    hosting = asyncio.create_task(host(database, model, options, stopping))
+    hosting = asyncio.create_task(host(database, models, options, stopping))
     try:
         yield
     finally:

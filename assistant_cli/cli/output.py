@@ -13,7 +13,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 # C0 and C1 controls, DEL, zero-width and bidi formatting, line separators, tags, half surrogates.
 _UNSAFE = (
@@ -159,6 +162,11 @@ def iso(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def dollars(amount: Decimal | None) -> float | None:
+    """An amount as documents carry it."""
+    return None if amount is None else float(amount)
 
 
 def local_time(moment: datetime) -> str:

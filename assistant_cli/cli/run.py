@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ..durations import parse_interval
 from ..errors import UsageError
 from . import output
 from .commands import Command
 from .session import duration, settings, with_database
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..agents.definition import AgentDefinition
     from ..models import Model
     from ..runtime import RunOptions
     from ..settings import Settings
     from ..store.database import Database
 
-_AGENTS = ("conversation", "heartbeat")
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +38,11 @@ def register(app: typer.Typer) -> None:
 def run(
     agent: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Host only this agent; may be given twice."),
+        typer.Option(
+            metavar="NAME",
+            help="Host only this agent: conversation, heartbeat, or one of your own as "
+            "pkg.module:name; may be given several times.",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -76,11 +86,11 @@ def run(
         until_idle=until_idle,
         drain=duration(drain, "--drain"),
     )
-    chosen = model_from(settings(), model)
+    models = models_from(settings(), options.names, model)
     output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
 
     async def host(database: Database) -> None:
-        await host_agents(database, chosen, options)
+        await host_agents(database, models, options)
 
     with_database(host, setup=True)
 
@@ -91,35 +101,68 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
     Raises:
         UsageError: one of the durations is none.
     """
+    from ..active_hours import parse_active_hours
+    from ..agents.heartbeat import Limits
+    from ..durations import parse_interval
     from ..runtime import RunOptions
 
+    interval = configured.heartbeat if heartbeat is None else heartbeat
     return RunOptions(
-        heartbeat=_interval(configured.heartbeat if heartbeat is None else heartbeat),
+        heartbeat=_parsed(parse_interval, interval, "the heartbeat"),
+        limits=Limits(
+            _parsed(parse_active_hours, configured.heartbeat_hours, "the heartbeat's hours"),
+            _parsed(_parse_tokens, configured.heartbeat_tokens, "the heartbeat's tokens"),
+        ),
         turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
     )
 
 
-def model_from(configured: Settings, name: str | None = None) -> Model:
-    """The configured model, but for a name given as an option.
+def models_from(
+    configured: Settings, agents: Iterable[str], name: str | None = None
+) -> dict[str, Model]:
+    """The configured model of each agent, but for a name given as an option.
 
     Raises:
-        ConfigurationError: it cannot be used.
+        ConfigurationError: one cannot be used.
     """
     from ..models import get_model
 
-    chosen = configured.model if name is None else name
-    return get_model(chosen, configured.database_url, configured.base_url)
+    @cache
+    def opened(model: str) -> Model:
+        return get_model(model, configured.database_url, configured.base_url)
+
+    return {agent: opened(configured.model_of(agent) if name is None else name) for agent in agents}
 
 
-def _agents(names: list[str]) -> tuple[str, ...]:
-    unknown = sorted(set(names) - set(_AGENTS))
-    if unknown:
-        raise UsageError(f"there is no agent {unknown[0]!r}; the agents are {', '.join(_AGENTS)}")
-    return tuple(name for name in _AGENTS if not names or name in names)
+def _agents(references: list[str]) -> list[AgentDefinition]:
+    from ..agents.definition import load_agent
+    from ..runtime import BUILT_IN
+
+    # As `python -m` does: a module of the user's lies where the user is.
+    sys.path.insert(0, str(Path.cwd()))
+    chosen: dict[str, AgentDefinition] = {}
+    for reference in references or BUILT_IN:
+        definition = BUILT_IN.get(reference)
+        if definition is None and ":" not in reference:
+            raise UsageError(
+                f"there is no agent {reference!r}; the agents are {', '.join(BUILT_IN)}, and your "
+                "own as pkg.module:name"
+            )
+        definition = definition or load_agent(reference)
+        chosen[definition.name] = definition
+    return list(chosen.values())
 
 
-def _interval(text: str) -> timedelta | None:
+def _parse_tokens(text: str) -> int | None:
+    if text == "off":
+        return None
+    if not re.fullmatch(r"[0-9][0-9_]{0,17}", text, re.ASCII):
+        raise ValueError(f"{text!r} is no number of tokens; write it like 250000 or off")
+    return int(text)
+
+
+def _parsed(parse: Callable[[str], T], text: str, what: str) -> T:
     try:
-        return parse_interval(text)
+        return parse(text)
     except ValueError as error:
-        raise UsageError(f"the heartbeat: {error}") from None
+        raise UsageError(f"{what}: {error}") from None

@@ -130,6 +130,14 @@ def describe(snapshot: Snapshot, rows: list[AgentRow]) -> dict[str, Any]:
         "heartbeat": {
             "last_tick_at": snapshot.last_tick_at,
             "next_tick_at": None if snapshot.next_tick_at == "off" else snapshot.next_tick_at,
+            "paused": snapshot.paused,
+        },
+        "today": {
+            "since": output.iso(snapshot.midnight),
+            "requests": snapshot.spent.requests,
+            "input_tokens": snapshot.spent.input_tokens,
+            "output_tokens": snapshot.spent.output_tokens,
+            "cost_usd": output.dollars(snapshot.spent.cost_usd),
         },
     }
 

@@ -20,6 +20,7 @@ from .status import state_of
 if TYPE_CHECKING:
     from ..store.database import Database
     from ..store.status import AgentRow, Snapshot, Transition
+    from ..store.turns import Spend
 
 _STYLES = {"idle": "green", "running": "cyan", "failed": "bold red"}
 _STATE_STYLES = {"live": "green", "stale": "bold red", "-": "dim"}
@@ -83,7 +84,16 @@ def _footer(snapshot: Snapshot, now: datetime) -> Text:
         parts.append(f"next in {output.ago(now, max(upcoming, now))}")
     elif alive and snapshot.next_tick_at == "off":
         parts.append("no next one: off")
+    if snapshot.paused:
+        parts.append("paused")
+    if snapshot.spent.requests:
+        parts.append(_spent(snapshot.spent))
     return _safe("messages: " + " · ".join(parts), "dim")
+
+
+def _spent(spent: Spend) -> str:
+    cost = f" (${spent.cost_usd:.2f})" if spent.cost_usd is not None else ""
+    return f"today {spent.tokens:,} tokens{cost}"
 
 
 def _time_of(text: str | None) -> datetime | None:

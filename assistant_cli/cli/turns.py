@@ -103,7 +103,7 @@ def describe_turn(turn: TurnRecord) -> dict[str, Any]:
         "requests": turn.requests,
         "input_tokens": turn.input_tokens,
         "output_tokens": turn.output_tokens,
-        "cost_usd": None if turn.cost_usd is None else float(turn.cost_usd),
+        "cost_usd": output.dollars(turn.cost_usd),
         "error": turn.error,
     }
 

@@ -9,9 +9,6 @@ from typing import Any, Literal, Protocol
 from ..errors import AssistantError, ConfigurationError
 from ..messages import Message, Usage
 
-SILENCE = "[no action needed]"
-"""The answer by which a model has nothing to say in a heartbeat."""
-
 StepKind = Literal["request", "response", "tool_call", "tool_result"]
 Tool = Callable[..., Awaitable[str]]
 """What a model may call: its name, annotations and docstring are what the model is told."""
@@ -85,12 +82,10 @@ class Model(Protocol):
 
     Attributes:
         name: how it is configured.
-        reflects: whether it has thoughts of its own, for a heartbeat.
         talks: whether it uses instructions, history and tools.
     """
 
     name: str
-    reflects: bool
     talks: bool
 
     async def reply(self, prompt: Prompt) -> str:

@@ -24,7 +24,6 @@ class CommandModel:
     `ASSISTANT_TURN_ID`. A non-zero exit fails the turn, with its stderr as the reason.
     """
 
-    reflects = True
     talks = False
 
     def __init__(self, name: str, database_url: str | None = None) -> None:

@@ -47,7 +47,6 @@ class LanguageModel:
     What is sent and what comes back is kept on the turn before anything is done about it.
     """
 
-    reflects = True
     talks = True
 
     def __init__(self, name: str, base_url: str | None = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import SILENCE, Prompt
+from ..messages import SILENCE
+from . import Prompt
 
 _ANSWER = (
     "Your message is kept. No language model is configured, so I obey commands only; "
@@ -15,8 +16,7 @@ class OfflineModel:
     """Answers every text with the plain fact that no model is configured."""
 
     name = "offline"
-    reflects = False
     talks = False
 
     async def reply(self, prompt: Prompt) -> str:
-        return SILENCE if prompt.agent == "heartbeat" else _ANSWER
+        return _ANSWER if prompt.agent == "conversation" else SILENCE

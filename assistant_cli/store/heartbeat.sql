@@ -1,12 +1,19 @@
--- name: last_tick
-SELECT value #>> '{}' FROM public.kv WHERE key = 'heartbeat_last_tick_at';
-
--- name: count_news
-SELECT count(*) FROM assistant.messages
-WHERE role = 'user' AND source <> 'schedule' AND created_at > coalesce((
-    SELECT started_at FROM assistant.turns
-    WHERE agent = 'heartbeat' AND trigger = 'timer' AND outcome IN ('done', 'silent')
-    ORDER BY id DESC LIMIT 1), '-infinity');
+-- name: news
+-- A tick considered what there was if its model was asked; `error` tells why one was not.
+WITH considered AS (
+    SELECT coalesce((
+        SELECT started_at FROM assistant.turns
+        WHERE agent = 'heartbeat' AND trigger IN ('timer', 'request')
+            AND outcome IN ('done', 'silent') AND error IS NULL
+        ORDER BY id DESC LIMIT 1), '-infinity') AS at
+)
+SELECT
+    (SELECT count(*) FROM assistant.messages, considered
+        WHERE role = 'user' AND source <> 'schedule' AND created_at > considered.at),
+    ARRAY(SELECT agent || coalesce(': ' || detail, '')
+        FROM assistant.board_events, considered
+        WHERE status = 'failed' AND agent <> 'heartbeat' AND board_events.at > considered.at
+        ORDER BY id DESC LIMIT 20);
 
 -- name: is_busy
 SELECT EXISTS (

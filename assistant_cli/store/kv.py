@@ -246,7 +246,9 @@ def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
     return "merge" if merge else "set"
 
 
-async def store_text(connection: Connection, key: str, text: str) -> None:
+async def store_text(
+    connection: Connection, key: str, text: str, ttl: timedelta | None = None
+) -> None:
     """Store a text as a JSON string, as part of the caller's transaction."""
-    parameters = {"key": key, "value": dump_json(text), "ttl": None}
+    parameters = {"key": key, "value": dump_json(text), "ttl": ttl}
     await connection.execute(_SQL["set"], parameters)

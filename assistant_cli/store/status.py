@@ -9,10 +9,13 @@ from datetime import datetime, timedelta
 
 from psycopg.rows import class_row, dict_row
 
+from ..active_hours import start_of_day
+from ..clock import SystemClock
 from ..process_identity import ProcessIdentity, known_dead
 from .database import Connection, Database
 from .follow import Hints, follow
 from .queries import load_queries
+from .turns import Spend, read_spend
 
 _SQL = load_queries(__file__)
 
@@ -49,12 +52,20 @@ class Inbox:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of everything at `now`, the database's clock."""
+    """The state of everything at `now`, the database's clock.
+
+    Attributes:
+        paused: since when, and until when, the heartbeat is paused, in words; None: it is not.
+        spent: what all turns have used since `midnight`, by the host's wall clock.
+    """
 
     agents: Sequence[AgentRow]
     inbox: Inbox
     last_tick_at: str | None
     next_tick_at: str | None
+    paused: str | None
+    spent: Spend
+    midnight: datetime
     now: datetime
 
     def find(self, agent: str) -> AgentRow | None:
@@ -73,14 +84,17 @@ class Transition:
 
 
 async def read_snapshot(connection: Connection) -> Snapshot:
-    """Read the snapshot in one transaction's view."""
+    """Read the snapshot as of one moment."""
+    midnight = start_of_day(SystemClock().now())
     async with connection.transaction():
+        await connection.execute(_SQL["one_moment"])
         agents = await (
             await connection.cursor(row_factory=class_row(AgentRow)).execute(_SQL["agents"])
         ).fetchall()
         cursor = connection.cursor(row_factory=dict_row)
         inbox = await (await cursor.execute(_SQL["inbox"])).fetchone()
         ticks = await (await cursor.execute(_SQL["heartbeat"])).fetchall()
+        spent = await read_spend(connection, midnight)
     assert inbox is not None
     now = inbox.pop("now")
     times = {row["key"]: row["value"] for row in ticks}
@@ -89,6 +103,9 @@ async def read_snapshot(connection: Connection) -> Snapshot:
         inbox=Inbox(**inbox),
         last_tick_at=times.get("heartbeat_last_tick_at"),
         next_tick_at=times.get("heartbeat_next_tick_at"),
+        paused=times.get("heartbeat_paused"),
+        spent=spent,
+        midnight=midnight,
         now=now,
     )
 

@@ -1,3 +1,6 @@
+-- name: one_moment
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;
+
 -- name: agents
 SELECT agent, status, detail, since, updated_at, live, stale, host, pid, process, held_since
 FROM assistant.agent_status
@@ -14,7 +17,8 @@ FROM assistant.messages WHERE state IN ('waiting', 'working');
 
 -- name: heartbeat
 SELECT key, value #>> '{}' AS value FROM public.kv
-WHERE key IN ('heartbeat_last_tick_at', 'heartbeat_next_tick_at');
+WHERE key IN ('heartbeat_last_tick_at', 'heartbeat_next_tick_at', 'heartbeat_paused')
+    AND (expires_at IS NULL OR expires_at > clock_timestamp());
 
 -- name: history
 SELECT id, agent, status, detail, at

@@ -71,6 +71,14 @@ SELECT position, kind, at,
 FROM assistant.turn_steps WHERE turn_id = %(turn)s
 ORDER BY position;
 
+-- name: spend
+SELECT coalesce(sum(requests), 0)::bigint AS requests,
+    coalesce(sum(input_tokens), 0)::bigint AS input_tokens,
+    coalesce(sum(output_tokens), 0)::bigint AS output_tokens, sum(cost_usd) AS cost_usd
+FROM assistant.turns
+WHERE requests > 0 AND started_at >= %(since)s
+    AND (%(agent)s::text IS NULL OR agent = %(agent)s);
+
 -- name: request_cancellation
 WITH asked AS (
     UPDATE assistant.turns SET cancelled_at = coalesce(cancelled_at, clock_timestamp())

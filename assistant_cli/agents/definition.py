@@ -1,0 +1,165 @@
+"""An agent is a function: what it does in a turn, and when its turns come."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ..durations import parse_duration, parse_interval
+from ..errors import BadDataError, ConfigurationError
+from ..store.board import check_agent
+from ..timing import host_zone, plan_cron
+from . import AGENTS
+
+if TYPE_CHECKING:
+    from .turn_context import TurnContext
+
+Work = Callable[["TurnContext"], Awaitable[str | None]]
+"""What an agent does in a turn; what it returns is said, None or nothing but space is silence."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A tick `length` after the last one."""
+
+    length: timedelta
+
+    def first(self, last: datetime | None, now: datetime) -> datetime:
+        """When to tick first, anchored to the last tick.
+
+        An anchor in the future is a clock that was set back. A little is waited for; else one
+        that is far off would put the tick off with every restart.
+        """
+        if last is None or last > now + self.length:
+            return now
+        return min(last, now) + self.length
+
+    def following(self, now: datetime) -> datetime:
+        """The tick after one at `now`."""
+        return now + self.length
+
+
+@dataclass(frozen=True)
+class CronLine:
+    """A tick whenever a cron line is due in a zone; those missed are made up for once.
+
+    `zone`: an IANA name; None: the host's.
+    """
+
+    line: str
+    zone: str | None = None
+
+    def first(self, last: datetime | None, now: datetime) -> datetime:
+        """When to tick first, anchored to the last tick."""
+        return self.following(now if last is None else min(last, now))
+
+    def following(self, now: datetime) -> datetime:
+        """The first due time after `now`."""
+        return plan_cron(self.line, self.zone or host_zone(now), now).due_at
+
+
+@dataclass(frozen=True)
+class AgentDefinition:
+    """An agent before anybody hosts it.
+
+    Attributes:
+        name: what the board and the turns call it.
+        work: what it does in a turn.
+        timetable: when its turns come; None: never by themselves.
+        timeout: the deadline of its turns; None: that of all turns.
+    """
+
+    name: str
+    work: Work
+    timetable: Interval | CronLine | None = None
+    timeout: timedelta | None = None
+
+    @property
+    def description(self) -> str:
+        """What the board shows while a turn runs: the first line of the function's docstring."""
+        return (inspect.getdoc(self.work) or "at work").partition("\n")[0]
+
+
+def agent(
+    *,
+    name: str | None = None,
+    every: str | None = None,
+    cron: str | None = None,
+    tz: str | None = None,
+    timeout: str | None = None,
+) -> Callable[[Work], AgentDefinition]:
+    """Make an agent of an async function, for `assistant run --agent pkg.module:name`.
+
+    The function gets a `TurnContext`. What it returns is said to the user, None is silence; what
+    it raises fails the turn, with the reason on the board.
+
+    Args:
+        name: what the board calls it; default: the function's name.
+        every: the time between two turns, such as `10m`.
+        cron: a cron line, instead of `every`.
+        tz: the IANA name of the zone in which it is due; default: the host's.
+        timeout: the deadline of a turn, such as `1m`; default: that of all turns.
+
+    Raises:
+        ValueError: one of these cannot be understood.
+    """
+    if every is not None and cron is not None:
+        raise ValueError("give one of every and cron")
+
+    def define(work: Work) -> AgentDefinition:
+        if not inspect.iscoroutinefunction(work):
+            raise ValueError(f"{work.__name__} is no async function")
+        return AgentDefinition(
+            name=_check_name(name or work.__name__),
+            work=work,
+            timetable=_timetable(every, cron, tz),
+            timeout=None if timeout is None else parse_duration(timeout),
+        )
+
+    return define
+
+
+def _check_name(name: str) -> str:
+    try:
+        return check_agent(name)
+    except BadDataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _timetable(every: str | None, cron: str | None, tz: str | None) -> Interval | CronLine | None:
+    if cron is not None:
+        # In any zone, a line that is none is found out now and not in the middle of the night.
+        plan_cron(cron, tz or "UTC", datetime.fromisoformat("2026-01-01T00:00Z"))
+        return CronLine(cron, tz)
+    length = None if every is None else parse_interval(every)
+    return None if length is None else Interval(length)
+
+
+def load_agent(reference: str) -> AgentDefinition:
+    """The agent that `pkg.module:name` refers to.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be hosted.
+    """
+    module_name, _, attribute = reference.partition(":")
+    try:
+        found = getattr(import_module(module_name), attribute, None)
+    except Exception as error:
+        # Whatever a module of the user's does when it is imported.
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"cannot import {module_name}: {type(error).__name__}: {reason}"
+        ) from error
+    if not isinstance(found, AgentDefinition):
+        raise ConfigurationError(
+            f"{reference} is no agent; write @agent(every='10m') before an async function"
+        )
+    if found.name in AGENTS:
+        raise ConfigurationError(f"{reference}: the name {found.name} is taken; give it another")
+    if found.timetable is None:
+        raise ConfigurationError(f"{reference} has no time; write @agent(every='10m') or cron")
+    return found

@@ -1,0 +1,78 @@
+"""Agents whose turns come at their times, or when somebody asks for one."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+
+from ..messages import Outcome, Turn
+from ..store import ticks
+from .definition import AgentDefinition
+from .loop import Finish, Host
+from .turn_context import TurnContext
+
+
+class TimedAgent:
+    """Ticks by its timetable, anchored to the last tick, whoever made it."""
+
+    def __init__(self, host: Host, definition: AgentDefinition) -> None:
+        self.name = definition.name
+        self.timeout = definition.timeout
+        self._host = host
+        self._definition = definition
+        self._woken = asyncio.Event()
+        self._next_tick: datetime | None = None
+
+    async def recover(self) -> None:
+        host = self._host
+        await ticks.recover(host.database, self.name, host.lease.token)
+        last = await ticks.read_last_tick(host.database, self.name)
+        if self._definition.timetable is not None:
+            self._next_tick = self._definition.timetable.first(last, host.clock.now())
+        await ticks.announce_next(host.database, self.name, host.lease.token, self._next_tick)
+
+    async def claim(self) -> Turn | None:
+        host = self._host
+        self._woken.clear()
+        now = host.clock.now()
+        due = self._next_tick is not None and self._next_tick <= now
+        if not due and not await ticks.is_requested(host.database, self.name):
+            return None
+        timetable = self._definition.timetable
+        following = None if timetable is None else timetable.following(now)
+        model = host.model_of(self.name).name
+        turn = await ticks.begin(host.database, self.name, host.lease.token, model, now, following)
+        self._next_tick = following
+        return turn
+
+    def describe(self, turn: Turn) -> str:
+        del turn
+        return self._definition.description
+
+    async def execute(self, turn: Turn) -> Finish:
+        context = TurnContext(self._host, turn)
+        said = await self._definition.work(context)
+        return lambda: self._finish(turn, said, context)
+
+    async def _finish(self, turn: Turn, said: str | None, context: TurnContext) -> Outcome:
+        host = self._host
+        return await ticks.finish(host.database, host.lease.token, turn, said, context.effects)
+
+    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        host = self._host
+        await ticks.end_without_result(host.database, host.lease.token, turn, outcome, error)
+
+    async def wait(self) -> bool:
+        """Wait for the next tick, or for the request of one."""
+        return await self._wait_until(self._next_tick)
+
+    async def _wait_until(self, moment: datetime | None) -> bool:
+        clock = self._host.clock
+        if self._host.until_idle:
+            return moment is not None and moment <= clock.now()
+        await clock.wait(self._woken, moment)
+        return True
+
+    def wake(self) -> None:
+        """Look again at what is due."""
+        self._woken.set()

@@ -1,0 +1,234 @@
+"""Agents of one's own: a function with a decorator has all that the built-in two have."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from assistant_cli import TurnContext, agent
+from assistant_cli.agents.definition import AgentDefinition, CronLine, Interval
+from assistant_cli.store.database import Database
+
+from .conftest import CommandLine, eventually
+from .driven_clock import DrivenClock
+from .hosting import Hold, hosting, rows, until, until_equal
+
+TURNS = "SELECT outcome, error FROM assistant.turns WHERE outcome <> 'running' ORDER BY id"
+SAID = "SELECT source, conversation, content FROM assistant.messages ORDER BY position"
+MINUTE = timedelta(minutes=1)
+
+
+def entry(name: str) -> str:
+    return f"SELECT value -> '{name}' FROM kv WHERE key = 'status_board'"
+
+
+def example() -> str:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "@agent" in block
+    ]
+    return str(code)
+
+
+def test_the_example_of_the_readme_is_hosted_with_all_that_it_promises(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    assert len([line for line in example().splitlines() if line.strip()]) <= 15
+    (tmp_path / "disk.py").write_text(example().replace("< 90", "< 0"))
+    model = ("--model", "command:sed 's/^/model: /'")
+    process = assistant.start("run", "--agent", "disk:disk", *model, cwd=tmp_path)
+    eventually(lambda: "model: The disk is" in assistant("history").out, "the example's word")
+    assert assistant("kv", "get", "disk/percent").out.strip().isdigit()
+    (shown,) = json.loads(assistant("status", "--json", "disk").out)["agents"]
+    assert (shown["live"], shown["holder"]["pid"]) == (True, process.pid)
+    events = assistant("status", "--history", "disk").out
+    assert "running\tlooking at the disk" in events
+    assert "% used" in events
+    (turn,) = json.loads(assistant("turns", "ls", "--agent", "disk", "--json").out)["turns"]
+    assert (turn["trigger"], turn["outcome"]) == ("timer", "done")
+    second = assistant.start("run", "--agent", "disk:disk", cwd=tmp_path)
+    assert second.wait(30) == 5
+    process.kill()
+    process.wait()
+    assert assistant("status", "--check", "disk").code == 4
+
+
+async def test_it_ticks_by_its_interval_and_a_restart_neither_delays_nor_repeats(
+    database: Database,
+) -> None:
+    clock = DrivenClock()
+    ticks = []
+
+    @agent(every="10m")
+    async def counter(turn: TurnContext) -> str | None:
+        ticks.append(turn.now())
+        return f"tick {len(ticks)}"
+
+    start = clock.now()
+    async with hosting(database, clock=clock, agents=[counter]):
+        await until_equal(database, TURNS, [("done", None)])
+        await until(lambda: _waits(clock, start + 10 * MINUTE))
+    clock.move(minutes=5)
+    async with hosting(database, clock=clock, agents=[counter]):
+        await until(lambda: _waits(clock, start + 10 * MINUTE))
+        clock.move(minutes=5)
+        await until_equal(database, TURNS, [("done", None)] * 2)
+    assert ticks == [start, start + 10 * MINUTE]
+    assert await rows(database, SAID) == [
+        ("counter", "main", "tick 1"),
+        ("counter", "main", "tick 2"),
+    ]
+    assert await rows(database, entry("counter")) == [{"status": "idle", "detail": None}]
+
+
+async def _waits(clock: DrivenClock, until_moment: datetime) -> bool:
+    waking = clock.next_waking()
+    return waking is not None and abs(waking - until_moment) < timedelta(milliseconds=1)
+
+
+async def test_it_ticks_by_a_cron_line_and_makes_up_for_missed_ones_once(
+    database: Database,
+) -> None:
+    clock = DrivenClock(datetime(2026, 11, 23, 8, 0, tzinfo=UTC))
+
+    @agent(cron="0 9 * * *", tz="Europe/Berlin", name="morning")
+    async def work(turn: TurnContext) -> None:
+        """good morning"""
+
+    async with hosting(database, clock=clock, agents=[work]):
+        await until(lambda: _waits(clock, datetime(2026, 11, 24, 8, 0, tzinfo=UTC)))
+        clock.move(days=1)
+        await until_equal(database, TURNS, [("silent", None)])
+    clock.move(days=5)
+    async with hosting(database, clock=clock, agents=[work]):
+        await until_equal(database, TURNS, [("silent", None)] * 2)
+        await until(lambda: _waits(clock, datetime(2026, 11, 30, 8, 0, tzinfo=UTC)))
+
+
+async def test_what_it_raises_fails_the_turn_with_the_reason_and_the_place(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = DrivenClock()
+    problems: list[Exception | None] = [KeyError("nothing"), TimeoutError("its own"), None]
+
+    @agent(every="1m")
+    async def broken(turn: TurnContext) -> None:
+        problem = problems.pop(0)
+        if problem is not None:
+            raise problem
+
+    async with hosting(database, clock=clock, agents=[broken]):
+        await until_equal(database, "SELECT count(*) FROM assistant.turns", [1])
+        line = r"\(test_own_agents\.py line \d+\)"
+
+        async def failed() -> bool:
+            (found,) = await rows(database, entry("broken"))
+            return bool(
+                found["status"] == "failed"
+                and re.fullmatch(rf"turn \d+ failed: KeyError: 'nothing' {line}", found["detail"])
+            )
+
+        await until(failed)
+        for count in (2, 3):
+            clock.move(minutes=1)
+            await until_equal(
+                database,
+                "SELECT count(*) FROM assistant.turns WHERE outcome <> 'running'",
+                [count],
+            )
+        await until_equal(database, entry("broken"), [{"status": "idle", "detail": None}])
+    outcomes = [outcome for outcome, _ in await rows(database, TURNS)]
+    assert outcomes == ["failed", "failed", "silent"]
+    assert "Traceback" not in caplog.text
+
+
+async def test_its_own_deadline_ends_a_turn_and_the_others_are_not_held_up(
+    database: Database, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+
+    @agent(every="1h", timeout="300ms")
+    async def slow(turn: TurnContext) -> str:
+        return await turn.ask("are you there?")
+
+    async with hosting(database, hold.model, agents=[slow]):
+        reason = "no result within the deadline of 300ms"
+        await until_equal(database, TURNS, [("timed_out", reason)])
+    assert hold.asked == ["are you there?"]
+
+
+async def test_a_language_less_model_has_nothing_to_say_for_it(database: Database) -> None:
+    @agent(every="1h")
+    async def asking(turn: TurnContext) -> str:
+        return await turn.ask("anything?")
+
+    async with hosting(database, agents=[asking]):
+        await until_equal(database, TURNS, [("silent", None)])
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("x = 1", "no agent"),
+        ("def x(turn): pass", "no agent"),
+        ("raise RuntimeError('at import')", "cannot import mine: RuntimeError: at import"),
+        ("this is no Python", "cannot import mine: SyntaxError"),
+        ("from assistant_cli import agent\n@agent()\nasync def x(turn): pass", "has no time"),
+        (
+            "from assistant_cli import agent\n@agent(every='soon')\nasync def x(turn): pass",
+            "'soon' is not a duration",
+        ),
+        (
+            "from assistant_cli import agent\n@agent(cron='x')\nasync def x(turn): pass",
+            "'x' is not a cron line",
+        ),
+        (
+            "from assistant_cli import agent\n@agent(every='1h', name='heartbeat')\n"
+            "async def x(turn): pass",
+            "the name heartbeat is taken",
+        ),
+        (
+            "from assistant_cli import agent\n@agent(every='1h')\ndef x(turn): pass",
+            "x is no async function",
+        ),
+        (
+            "from assistant_cli import agent\n@agent(every='1h', name='a b')\n"
+            "async def x(turn): pass",
+            "no name for an agent",
+        ),
+    ],
+)
+def test_what_cannot_be_hosted_is_told_in_one_line_before_anything_starts(
+    assistant: CommandLine, tmp_path: Path, code: str, reason: str
+) -> None:
+    (tmp_path / "mine.py").write_text(code)
+    process = assistant.start("run", "--agent", "mine:x", cwd=tmp_path)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, len(err.splitlines())) == (78, "", 1), err
+    assert reason in err
+
+
+def test_a_module_that_is_not_there_is_told(assistant: CommandLine) -> None:
+    done = assistant("run", "--agent", "nowhere.at.all:x")
+    assert (done.code, done.out) == (78, "")
+    assert "cannot import nowhere.at.all" in done.err
+    assert assistant("run", "--agent", "nobody").code == 2
+
+
+def test_the_decorator_makes_a_definition_that_can_be_called() -> None:
+    @agent(every="90s", name="a", timeout="1m")
+    async def work(turn: TurnContext) -> None:
+        """what it does
+
+        and more"""
+
+    assert work == AgentDefinition("a", work.work, Interval(timedelta(seconds=90)), MINUTE)
+    assert work.description == "what it does"
+    with pytest.raises(ValueError, match="one of every and cron"):
+        agent(every="1h", cron="* * * * *")
+    assert agent(cron="*/5 * * * *")(work.work).timetable == CronLine("*/5 * * * *")
