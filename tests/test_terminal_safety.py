@@ -227,7 +227,7 @@ def test_the_error_of_a_message_steers_no_terminal(
         (["kv", "ls", f"--{HOSTILE}"], 2, [r"\x1b[31mred"]),
         (["kv", f"{HOSTILE}\n"], 2, [r"\x1b[31mred", "[red]x[/red]"]),
         (["status", f"no {HOSTILE}"], 3, ON_A_LINE),
-        (["wait", f"no {HOSTILE}", "--for", "idle", "--timeout", "200ms"], 124, ON_A_LINE),
+        (["wait", f"no {HOSTILE}", "--for", "idle", "--timeout", "1s"], 124, ON_A_LINE),
         (["wait", "backup", "--for", "idle", "--fail-on", "failed"], 6, [r"one\n", *ON_A_LINE]),
         (["report", HOSTILE, "idle"], 65, []),
         (["report", "conversation", HOSTILE], 65, [r"\x1b[31mred"]),
