@@ -20,7 +20,7 @@ from .agents.loop import Host, patiently, run_agent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
-from .store import inbox, leases, reminders, turns
+from .store import firing, inbox, leases, turns
 from .store.board import StatusBoard, create_status_board
 from .store.database import Connection, Database
 from .store.follow import POLL_SECONDS, Hints, Read, T, follow
@@ -290,7 +290,7 @@ async def _follow_news(database: Database, agents: list[HostedAgent]) -> None:
 
     async def read(connection: Connection, _: Hints) -> bool | None:
         waiting = await inbox.seconds_to_next(connection) is not None
-        due = await reminders.next_due(connection)
+        due = await firing.next_due(connection)
         changed = waiting or due != known[0]
         known[0] = due
         return True if changed else None

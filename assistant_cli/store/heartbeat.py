@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from ..messages import MAIN_CONVERSATION, Effect, Message, Outcome, Trigger, Turn
-from . import firing, inbox, reminders, turns
+from . import firing, inbox, turns
 from .database import Connection, Database
 from .kv import store_text
 from .leases import guard
@@ -71,7 +71,7 @@ async def begin_delivery(database: Database, token: int) -> Turn:
 async def next_reminder(database: Database) -> datetime | None:
     """When the next reminder or schedule is due, or tried again."""
     async with database.connection() as connection:
-        return await reminders.next_due(connection)
+        return await firing.next_due(connection)
 
 
 async def count_news(database: Database) -> int:
