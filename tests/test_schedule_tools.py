@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -191,7 +192,7 @@ async def test_the_prompt_shows_no_more_than_the_next_twenty(
         ({"when": "2020-01-01 9:00"}, "is over already"),
         ({"when": "yesterday"}, "'yesterday' is not a time; write it like 2h, 14:30"),
         ({"when": "every day"}, "'day' is not a duration"),
-        ({"when": "every 59s"}, "'every 59s' is too often; once a minute is the most"),
+        ({"when": "every 59s"}, "'every 59s' is too often; `every 1m` is the shortest"),
         ({"when": "every 10ms"}, "too often"),
         ({"when": "2h", "text": " "}, "the message is empty"),
         ({"when": "2h", "text": "a\x00"}, "cannot keep the character NUL"),
@@ -291,6 +292,17 @@ async def test_what_is_over_or_elsewhere_by_the_end_of_the_turn_stays_as_it_is(
     assert await end_turn(database, *effects) == ["done"]
     states = "SELECT state FROM assistant.schedules ORDER BY id"
     assert await rows(database, states) == ["done", "active", "cancelled"]
+
+
+async def test_what_is_fired_while_the_turn_ends_is_not_cancelled(database: Database) -> None:
+    number = await add_schedule(database, "tea", TEA)
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE assistant.schedules SET state = 'done'")
+        ending = asyncio.create_task(end_turn(database, CancelSchedule(number)))
+        await until_equal(database, waiting, [1])
+    assert await ending == ["done"]
+    assert await rows(database, "SELECT state FROM assistant.schedules") == ["done"]
 
 
 async def test_what_a_turn_schedules_wakes_the_heartbeat(

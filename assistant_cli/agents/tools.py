@@ -36,7 +36,6 @@ from .loop import Host
 _MAX_FOUND = 20
 _MAX_EFFECTS = 20
 _MAX_SCHEDULES = 50
-_MAX_LISTED = 100
 _SHORTEST_INTERVAL = timedelta(minutes=1)
 _FORMS = "a time, `every 2h`, or a cron line such as `0 9 * * 1-5`"
 
@@ -144,8 +143,8 @@ class Tools:
             text: what comes, understandable by itself.
             action: ask: you are asked the text then, and your answer is said;
                 remind: the user is told the text as it is.
-            zone: whose clock a time or a cron line means, such as `Europe/Berlin`; the user's
-                own if left out.
+            zone: whose clock a time or a cron line means, such as `Europe/Berlin`; this host's
+                if left out.
         """
         check_content(text)
         timing = self._plan(when, zone)
@@ -156,10 +155,10 @@ class Tools:
 
     async def list_schedules(self) -> str:
         """List what is scheduled in this conversation, soonest first: id, time, action, text."""
-        return (
-            await schedules.read_formatted(self._host.database, self._conversation, _MAX_LISTED)
-            or "nothing"
+        coming = await schedules.read_formatted(
+            self._host.database, self._conversation, _MAX_SCHEDULES
         )
+        return coming or "nothing"
 
     async def cancel_schedule(self, schedule_id: int) -> str:
         """Let a schedule or reminder of this conversation come no more.
@@ -194,7 +193,7 @@ class Tools:
         except ValueError as error:
             raise BadDataError(f"{error}; when is {_FORMS}") from None
         if timing.kind == "every" and parse_duration(timing.spec or "") < _SHORTEST_INTERVAL:
-            raise BadDataError(f"{when!r} is too often; once a minute is the most")
+            raise BadDataError(f"{when!r} is too often; `every 1m` is the shortest")
         return timing
 
     async def _check_room(self) -> None:
