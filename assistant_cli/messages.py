@@ -8,17 +8,23 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
+from .errors import BadDataError
+
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from .timing import Timing
 
 AgentStatus = Literal["idle", "running", "failed"]
 MessageState = Literal["waiting", "working", "answered", "failed", "said"]
 Outcome = Literal["done", "silent", "skipped", "failed", "timed_out", "interrupted"]
 Trigger = Literal["message", "timer", "request", "reminder", "schedule"]
+Action = Literal["remind", "say", "ask"]
 
 MAIN_CONVERSATION = "main"
 SILENCE = "[no action needed]"
 """What an agent returns, or its model answers, that has nothing to say."""
+MAX_MESSAGE_BYTES = 256_000
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,6 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Reminder:
-    """Something to be said in a conversation at a time."""
-
-    id: int
-    conversation: str
-    content: str
-    due_at: datetime
-
-
-@dataclass(frozen=True)
 class Remember:
     """An effect of a command: keep a note in memory."""
 
@@ -66,11 +62,19 @@ class Remember:
 
 
 @dataclass(frozen=True)
-class Remind:
-    """An effect of a command: say a text at a time."""
+class AddSchedule:
+    """An effect of a command or a tool: let a text come at its time, in the conversation."""
 
     text: str
-    due_at: datetime
+    timing: Timing
+    action: Action
+
+
+@dataclass(frozen=True)
+class CancelSchedule:
+    """An effect of a tool: let a schedule of the conversation fire no more."""
+
+    schedule_id: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Say:
     text: str
 
 
-Effect = Remember | Remind | SetKey | Say
+Effect = Remember | AddSchedule | CancelSchedule | SetKey | Say
 
 
 @dataclass(frozen=True)
@@ -108,3 +112,35 @@ class Reply:
     answers: Sequence[Message]
     text: str
     effects: Sequence[Effect] = ()
+
+
+def check_content(content: str) -> None:
+    """Refuse what cannot be the text of a message.
+
+    Raises:
+        BadDataError: it is empty, too large, or holds NUL or half a surrogate pair.
+    """
+    size = _size(content)
+    if not content.strip():
+        raise BadDataError("the message is empty")
+    if size > MAX_MESSAGE_BYTES:
+        raise BadDataError(f"a message has at most {MAX_MESSAGE_BYTES:,} bytes; this has {size:,}")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse what cannot be a name, such as of a conversation.
+
+    Raises:
+        BadDataError: it has not 1 to 200 bytes, or holds control characters.
+    """
+    if not 1 <= _size(name) <= 200 or not name.isprintable():
+        raise BadDataError(f"a {what} has 1 to 200 bytes and no control characters")
+
+
+def _size(text: str) -> int:
+    if "\x00" in text:
+        raise BadDataError("the database cannot keep the character NUL")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise BadDataError("the text is not valid UTF-8") from None

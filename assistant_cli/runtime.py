@@ -23,7 +23,7 @@ from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
 from .models.pausing import PausingModel
-from .store import inbox, leases, reminders, ticks, turns
+from .store import firing, inbox, leases, ticks, turns
 from .store.board import StatusBoard, create_status_board
 from .store.database import Connection, Database
 from .store.follow import POLL_SECONDS, Hints, Read, T, follow
@@ -314,7 +314,7 @@ async def _follow_news(database: Database, agents: list[Agent]) -> None:
 
     async def read(connection: Connection, _: Hints) -> bool | None:
         waiting = await inbox.seconds_to_next(connection) is not None
-        coming = await reminders.next_due(connection), await ticks.last_request(connection)
+        coming = await firing.next_due(connection), await ticks.last_request(connection)
         changed = waiting or [coming] != known
         known[:] = [coming]
         return True if changed else None

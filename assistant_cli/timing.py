@@ -20,9 +20,9 @@ Kind = Literal["at", "every", "cron"]
 
 _FURTHEST = timedelta(days=3660)
 _MOST_COUNTED = 5_000
+_MOST_WORDS = 4
 _AT_FORMS = (
-    "write it like 2h, 14:30, 9am, tomorrow 9:00, friday 14:00, 2026-12-24 18:00 "
-    "or 2026-12-24T18:00+01:00"
+    "like 2h, 14:30, 9am, tomorrow 9:00, friday 14:00, 2026-12-24 18:00 or 2026-12-24T18:00+01:00"
 )
 _CRON_FORMS = (
     "write minute, hour, day of month, month and day of week, like '0 9 * * 1-5' or '*/15 * * * *'"
@@ -31,7 +31,7 @@ _ZONE_FORMS = "write it like Europe/Berlin or UTC"
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[t ](\d{1,2}):(.+)", re.ASCII)
 _WALL_TIME = re.compile(
-    r"(?:(?!at\b)(?P<day>[a-z]+)\s+)?(?:at\s+)?"
+    r"(?:(?!at\b)(?P<day>[a-z]+)\s*)?(?:at\s+)?"
     r"(?P<hour>\d{1,2})(?::(?P<minute>\d\d))?\s*(?P<half>am|pm)?",
     re.ASCII,
 )
@@ -67,15 +67,46 @@ class Elapsed:
     following: datetime | None
 
 
-def plan_at(text: str, zone: str, now: datetime) -> Timing:
+def plan(text: str, zone: str | None, now: datetime) -> Timing:
+    """A single time, `every` with a duration, or a cron line.
+
+    Raises:
+        ValueError: it is none of them, or `plan_at`, `plan_every` or `plan_cron` refuses it.
+    """
+    words = text.split()
+    if words[:1] and words[0].lower() == "every":
+        return plan_every(" ".join(words[1:]).lower(), now)
+    if len(words) == 5 and words[0][0] in "*0123456789":
+        return plan_cron(text, zone, now)
+    return plan_at(text, zone, now)
+
+
+def split_at(text: str, zone: str | None, now: datetime) -> tuple[Timing, str]:
+    """The single time that a text begins with, as long as can be, and the rest of the text.
+
+    Raises:
+        ValueError: it begins with none, nothing follows, or `plan_at` refuses the time.
+    """
+    for count in range(_MOST_WORDS, 0, -1):
+        words = text.split(maxsplit=count)
+        when = " ".join(words[:count])
+        if len(words) > count and _parse_moment(when.lower(), zone, now) is not None:
+            return plan_at(when, zone, now), words[count].strip()
+    raise ValueError(f"write when, and then what; when is {_AT_FORMS}")
+
+
+def plan_at(text: str, zone: str | None, now: datetime) -> Timing:
     """A single time such as `2h`, `tomorrow 9:00` or `2026-12-24 18:00`, in the zone.
+
+    Args:
+        zone: None for the host's wall clock, whatever its name.
 
     Raises:
         ValueError: it is no time, is over, or is more than ten years off.
     """
     moment = _parse_moment(" ".join(text.split()).lower(), zone, now)
     if moment is None:
-        raise ValueError(f"{text!r} is not a time; {_AT_FORMS}")
+        raise ValueError(f"{text!r} is not a time; write it {_AT_FORMS}")
     if moment <= now:
         raise ValueError(f"{text!r} is over already")
     if moment > now + _FURTHEST:
@@ -95,12 +126,14 @@ def plan_every(text: str, now: datetime) -> Timing:
     return Timing("every", text, None, now + interval)
 
 
-def plan_cron(line: str, zone: str, now: datetime) -> Timing:
+def plan_cron(line: str, zone: str | None, now: datetime) -> Timing:
     """As a cron line of five fields says, in the zone.
 
     Raises:
-        ValueError: it is not one, or its time never comes.
+        ValueError: it is not one, its time never comes, or the zone is None.
     """
+    if zone is None:
+        raise ValueError(f"the name of this host's time zone is not known; {_ZONE_FORMS}")
     line = " ".join(line.split())
     due_at = next(_cron_times(line, zone, now), None)
     if due_at is None:
@@ -138,23 +171,17 @@ def check_zone(name: str) -> tzinfo:
         raise ValueError(f"there is no time zone {name!r}; {_ZONE_FORMS}") from None
 
 
-def host_zone(now: datetime) -> str:
-    """The name of the zone that this host's wall clock shows.
-
-    Raises:
-        ValueError: it has none that is known.
-    """
+def host_zone(now: datetime) -> str | None:
+    """The name of the zone that this host's wall clock shows; None where it is not known."""
     from tzlocal import get_localzone_name
 
     try:
-        name = get_localzone_name()
-        # TZ may hold a rule instead of a name, which tzlocal passes over.
-        known = now.astimezone(check_zone(name)).utcoffset() == now.astimezone().utcoffset()
+        name: str | None = get_localzone_name()
+        shown = name and now.astimezone(check_zone(name)).utcoffset()
     except (KeyError, ValueError):
-        known = False
-    if not known:
-        raise ValueError(f"the name of this host's time zone is not known; {_ZONE_FORMS}")
-    return name
+        return None
+    # TZ may hold a rule instead of a name, which tzlocal passes over.
+    return name if shown == now.astimezone().utcoffset() else None
 
 
 def _elapse_cron(timing: Timing, now: datetime) -> Elapsed:
@@ -190,8 +217,8 @@ def _cron_times(line: str, zone: str, after: datetime) -> Iterator[datetime]:
             yield moment
 
 
-def _parse_moment(text: str, zone: str, now: datetime) -> datetime | None:
-    where = check_zone(zone)
+def _parse_moment(text: str, zone: str | None, now: datetime) -> datetime | None:
+    where = None if zone is None else check_zone(zone)
     try:
         return now + parse_duration(text.removeprefix("in "))
     except ValueError:
@@ -205,7 +232,7 @@ def _parse_moment(text: str, zone: str, now: datetime) -> datetime | None:
         return None
 
 
-def _next_wall_time(text: str, where: tzinfo, now: datetime) -> datetime | None:
+def _next_wall_time(text: str, where: tzinfo | None, now: datetime) -> datetime | None:
     match = _WALL_TIME.fullmatch(text)
     if match is None or not (match["minute"] or match["half"]):
         return None
@@ -234,8 +261,8 @@ def _days_ahead(day: str | None, weekday: int) -> tuple[int, ...]:
     return (*ahead, *(days + 7 for days in ahead))
 
 
-def _instant(wall: datetime, where: tzinfo) -> datetime:
-    """When a zone's wall clock shows a time for the first time, or skips it."""
+def _instant(wall: datetime, where: tzinfo | None) -> datetime:
+    """When the wall clock of a zone, or of the host, first shows a time, or skips it."""
     while True:
         moment = wall.replace(tzinfo=where).astimezone(UTC)
         if moment.astimezone(where).replace(tzinfo=None) == wall:

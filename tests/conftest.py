@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +24,8 @@ from psycopg.conninfo import make_conninfo
 from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
+
+from .openai_server import MODEL, OpenAIServer, serving
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for something that ought to happen at once."""
@@ -183,6 +187,39 @@ def private_home() -> Iterator[Path]:
     yield home
     asyncio.run(EmbeddedPostgres(home).stop())
     shutil.rmtree(home)
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAIServer]:
+    """A server of language models that does as the test says."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def talking(
+    database: Database, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., AbstractAsyncContextManager[object]]:
+    """Hosts the agents with a language model of that server."""
+    from .hosting import hosting
+
+    monkeypatch.setenv("ASSISTANT_BASE_URL", server.base_url)
+    return partial(hosting, database, MODEL)
+
+
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the time zone of this process, by the value of TZ."""
+
+    def move(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        # tzlocal looks once in the life of a process.
+        monkeypatch.setattr("tzlocal.unix._cache_tz_name", None)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+MODEL = "openai:gpt-4o-mini"
+
 Behaviour = Callable[["_Handler"], None]
 
 
@@ -77,6 +79,11 @@ def serving() -> Iterator[OpenAIServer]:
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def texts(request: dict[str, Any], role: str) -> list[str]:
+    """What a request holds of a role."""
+    return [message["content"] for message in request["messages"] if message["role"] == role]
 
 
 def says(*pieces: str) -> Behaviour:

@@ -17,10 +17,11 @@ from assistant_cli.errors import (
     LeaseLostError,
     NotFoundError,
 )
-from assistant_cli.messages import Remember, Remind, Reply, Turn
+from assistant_cli.messages import AddSchedule, Remember, Reply, Turn
 from assistant_cli.store import inbox, leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
+from assistant_cli.timing import Timing
 
 from .hosting import rows, until_equal
 
@@ -157,7 +158,8 @@ async def test_an_answer_kept_twice_is_one_answer_with_one_effect(
     message = await put(database, "hello")
     turn = await claim(database, lease)
     due = turn.messages[0].created_at + timedelta(hours=1)
-    reply = Reply(turn.messages, "hi", [Remember("greeted"), Remind("again", due)])
+    again = AddSchedule("again", Timing("at", None, None, due), "remind")
+    reply = Reply(turn.messages, "hi", [Remember("greeted"), again])
     for _ in range(3):
         await inbox.answer_turn(database, lease.token, turn, [reply])
     assert await inbox.wait_for_reply(database, message) == "hi"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -17,35 +15,24 @@ from assistant_cli.store.database import Database
 
 from .conftest import CommandLine
 from .driven_clock import DrivenClock
-from .hosting import ask, hosting, rows, until_equal
-from .openai_server import OpenAIServer, babbles, calls, fails, hangs_up, says, serving, stalls
+from .hosting import ask, rows, until_equal
+from .openai_server import (
+    MODEL,
+    OpenAIServer,
+    babbles,
+    calls,
+    fails,
+    hangs_up,
+    says,
+    stalls,
+    texts,
+)
 from .terminals import Terminal
 
-MODEL = "openai:gpt-4o-mini"
 ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
 IDLE = {"status": "idle", "detail": None}
 STEPS = "SELECT kind, content FROM assistant.turn_steps ORDER BY turn_id, position"
 STATE = "SELECT state FROM assistant.messages WHERE role = 'user'"
-
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def talking(database: Database, server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("ASSISTANT_BASE_URL", server.base_url)
-
-    def start(**options: Any) -> AbstractAsyncContextManager[Any]:
-        return hosting(database, MODEL, **options)
-
-    return start
-
-
-def texts(request: dict[str, Any], role: str) -> list[str]:
-    return [message["content"] for message in request["messages"] if message["role"] == role]
 
 
 async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
@@ -99,7 +86,6 @@ async def test_a_tool_is_called_and_its_result_told_as_data(
         ("get_key", '{"key": "secret"}', "agents/conversation/ only"),
         ("write_memory", '{"name": "../x", "text": "x"}', "bad arguments: name: "),
         ("speak", '{"text": "as the heartbeat"}', "there is no tool 'speak'"),
-        ("remind", '{"when": "yesterday", "text": "x"}', "'yesterday' is no time to come"),
     ],
 )
 async def test_a_call_that_is_not_right_is_refused_recorded_and_changes_nothing(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 
 from assistant_cli.agents.commands import is_command, obey
-from assistant_cli.messages import Message, Remind, Reply
+from assistant_cli.messages import AddSchedule, Message, Reply
 from assistant_cli.store.database import Database
+from assistant_cli.timing import Timing
 
 from .driven_clock import DrivenClock
 from .hosting import ask, hosting, rows
@@ -25,12 +25,8 @@ FRIDAY = datetime(2026, 3, 27, 14, 30, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+def berlin(in_zone: Callable[[str], None]) -> None:
+    in_zone("Europe/Berlin")
 
 
 def message(text: str) -> Message:
@@ -99,16 +95,19 @@ def test_commands_are_recognized(text: str) -> None:
         ("2026-03-29 9:00 tea", "2026-03-29T07:00:00+00:00", "tea"),
         ("2026-12-24 18:00 tea 19:00", "2026-12-24T17:00:00+00:00", "tea 19:00"),
         ("2026-12-24T18:00 tea", "2026-12-24T17:00:00+00:00", "tea"),
+        ("friday 14:00 review", "2026-04-03T12:00:00+00:00", "review"),
+        ("tomorrow at 9:30 am call\nmum ", "2026-03-28T08:30:00+00:00", "call\nmum"),
+        ("in 2h at 9:00", "2026-03-27T16:30:20+00:00", "at 9:00"),
     ],
 )
 async def test_a_reminder_is_due_at_the_hosts_time(
     berlin: None, argument: str, due: str, text: str
 ) -> None:
     reply = await remind(argument)
-    (effect,) = reply.effects
-    assert isinstance(effect, Remind)
-    assert (effect.due_at.astimezone(UTC).isoformat(), effect.text) == (due, text)
-    local = effect.due_at.astimezone().strftime("%Y-%m-%d %H:%M")
+    due_at = datetime.fromisoformat(due)
+    timing = Timing("at", None, "Europe/Berlin", due_at)
+    assert reply.effects == (AddSchedule(text, timing, "remind"),)
+    local = due_at.astimezone().strftime("%Y-%m-%d %H:%M")
     assert reply.text == f"I will remind you at {local}."
 
 
@@ -116,8 +115,8 @@ async def test_tomorrow_is_a_day_of_the_calendar(berlin: None) -> None:
     # The night in which an hour is missing.
     saturday = datetime(2026, 3, 28, 22, 30, tzinfo=UTC)
     (effect,) = (await remind("tomorrow 12:00 tea", saturday)).effects
-    assert isinstance(effect, Remind)
-    assert effect.due_at == datetime(2026, 3, 29, 10, 0, tzinfo=UTC)
+    assert isinstance(effect, AddSchedule)
+    assert effect.timing.due_at == datetime(2026, 3, 29, 10, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -155,18 +154,31 @@ async def test_a_time_that_is_over_is_refused(berlin: None, argument: str) -> No
 )
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Los_Angeles"])
 async def test_a_time_that_is_none_sets_nothing(
-    monkeypatch: pytest.MonkeyPatch, zone: str, argument: str
+    in_zone: Callable[[str], None], zone: str, argument: str
 ) -> None:
-    monkeypatch.setenv("TZ", zone)
-    time.tzset()
-    try:
-        reply = await remind(argument)
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+    in_zone(zone)
+    reply = await remind(argument)
     assert reply.effects == ()
-    refusals = "I did not understand when|is over already|is too far off"
-    assert re.search(refusals, reply.text)
+    refusals = "when is like 2h, 14:30, .*18:00|is over already|ten years is the limit"
+    assert re.fullmatch(rf"I cannot remind you: .*({refusals}).*\.", reply.text)
+
+
+@pytest.mark.parametrize(
+    ("argument", "due"),
+    [
+        ("10m tea", "2026-03-27T14:40:20+00:00"),
+        ("20:00 tea", "2026-03-27T14:43:00+00:00"),
+        ("tomorrow 9:00 tea", "2026-03-28T03:43:00+00:00"),
+        ("2026-12-24 18:00 tea", "2026-12-24T12:43:00+00:00"),
+    ],
+)
+async def test_a_reminder_comes_by_the_hosts_clock_also_where_its_zone_has_no_name(
+    in_zone: Callable[[str], None], argument: str, due: str
+) -> None:
+    in_zone("XYZ-5:17")
+    (effect,) = (await remind(argument)).effects
+    timing = Timing("at", None, None, datetime.fromisoformat(due))
+    assert effect == AddSchedule("tea", timing, "remind")
 
 
 @pytest.mark.parametrize(

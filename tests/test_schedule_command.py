@@ -84,6 +84,15 @@ def test_the_hosts_zone_is_kept_by_its_name(assistant: CommandLine) -> None:
     assert parse(fact["next_at"]).astimezone(ZoneInfo("Asia/Tokyo")).hour == 9
 
 
+def test_a_host_zone_without_a_name_is_enough_for_a_single_time(assistant: CommandLine) -> None:
+    assistant.environment["TZ"] = "XYZ-5:17"
+    fact = shown(assistant, add(assistant, "--at", "tomorrow 9:00", "tea"))["schedule"]
+    assert (fact["zone"], fact["next_at"][11:16]) == (None, "03:43")
+    done = assistant("schedule", "add", "--cron", "0 9 * * *", "tea")
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert "this host's time zone is not known; write it like Europe/Berlin" in done.err
+
+
 @pytest.mark.parametrize("arguments", [["-"], []])
 def test_the_text_comes_from_stdin_too(assistant: CommandLine, arguments: list[str]) -> None:
     number = add(assistant, "--every", "2h", *arguments, stdin="one\n- two\n\n")

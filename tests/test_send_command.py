@@ -15,8 +15,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from assistant_cli.messages import MAX_MESSAGE_BYTES
 from assistant_cli.store.database import Database
-from assistant_cli.store.inbox import MAX_MESSAGE_BYTES
 
 from .conftest import CommandLine
 from .hosting import Hold, hosting

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from assistant_cli.timing import Timing, elapse, host_zone, plan_at, plan_cron
+from assistant_cli.timing import (
+    Timing,
+    elapse,
+    host_zone,
+    plan,
+    plan_at,
+    plan_cron,
+    plan_every,
+    split_at,
+)
 
 BERLIN = "Europe/Berlin"
 NEW_YORK = "America/New_York"
@@ -97,20 +106,78 @@ def test_what_is_no_zone_is_refused(zone: str) -> None:
 
 
 @pytest.mark.parametrize(("variable", "name"), [("Asia/Tokyo", "Asia/Tokyo"), ("XYZ-5:17", None)])
-def test_the_hosts_zone_is_known_by_name_or_asked_for(
-    monkeypatch: pytest.MonkeyPatch, variable: str, name: str | None
+def test_the_hosts_zone_is_known_by_its_name_if_it_has_one(
+    in_zone: Callable[[str], None], variable: str, name: str | None
 ) -> None:
-    monkeypatch.setenv("TZ", variable)
-    time.tzset()
-    try:
-        if name is None:
-            with pytest.raises(ValueError, match="name of this host's time zone is not known"):
-                host_zone(SATURDAY)
-        else:
-            assert host_zone(SATURDAY) == name
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+    in_zone(variable)
+    assert host_zone(SATURDAY) == name
+
+
+def test_a_zone_without_a_name_is_enough_for_a_single_time_but_not_for_cron(
+    in_zone: Callable[[str], None],
+) -> None:
+    # The rules of Berlin, written out.
+    in_zone("CET-1CEST,M3.5.0,M10.5.0/3")
+    for text in ("9:00", "2026-03-29 02:30", "2026-10-25 02:30", "friday 9am", "2h"):
+        expected = plan_at(text, BERLIN, SATURDAY).due_at
+        assert plan_at(text, None, SATURDAY) == Timing("at", None, None, expected)
+    with pytest.raises(ValueError, match="name of this host's time zone is not known"):
+        plan_cron("0 9 * * *", None, SATURDAY)
+
+
+@pytest.mark.parametrize(
+    ("text", "when", "rest"),
+    [
+        ("10m stretch", "10m", "stretch"),
+        ("14:30 tea", "14:30", "tea"),
+        ("9:30 pm tea", "9:30pm", "tea"),
+        ("9:30 pmtea", "9:30", "pmtea"),
+        ("tomorrow 9:00 call mum", "tomorrow 9:00", "call mum"),
+        ("tomorrow9:00 tea", "tomorrow 9:00", "tea"),
+        ("  Friday at 9  am\n tea\n\nand  cake \n", "friday 9am", "tea\n\nand  cake"),
+        ("2026-12-24 18:00 2h of gifts", "2026-12-24 18:00", "2h of gifts"),
+        ("2026-12-24T18:00+01:00 gifts", "2026-12-24 18:00", "gifts"),
+    ],
+)
+def test_a_text_is_split_after_the_longest_time(text: str, when: str, rest: str) -> None:
+    assert split_at(text, BERLIN, SATURDAY) == (plan_at(when, BERLIN, SATURDAY), rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        *((text, "write when, and then what; when is like 2h, ") for text in ("", "tea", "9:00")),
+        *((text, "when is like 2h, ") for text in ("tomorrow 9:00 ", "tea at 9:00", "25:00 tea")),
+        ("today 9:00 tea", "'today 9:00' is over already"),
+        ("9999-12-31 23:59 tea", "ten years is the limit"),
+    ],
+)
+def test_a_text_without_a_time_to_come_is_not_split(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        split_at(text, BERLIN, SATURDAY)
+
+
+def test_one_reading_knows_times_intervals_and_cron_lines() -> None:
+    assert plan("tomorrow 9:00", BERLIN, SATURDAY) == plan_at("tomorrow 9:00", BERLIN, SATURDAY)
+    assert plan(" Every  2H ", BERLIN, SATURDAY) == plan_every("2h", SATURDAY)
+    for line in ("0 9 * * MON-FRI", "*/15 * * * *"):
+        assert plan(line, BERLIN, SATURDAY) == plan_cron(line, BERLIN, SATURDAY)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("every", "'' is not a duration"),
+        ("every friday 9:00", "'friday 9:00' is not a duration"),
+        ("61 * * * *", "is not a cron line: bad minute"),
+        ("* * * *", "is not a time"),
+        ("the day after tomorrow 9:00", "is not a time"),
+        ("", "is not a time"),
+    ],
+)
+def test_what_one_reading_does_not_know_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        plan(text, BERLIN, SATURDAY)
 
 
 @pytest.mark.parametrize(

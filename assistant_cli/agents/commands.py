@@ -5,32 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from ..clock import Clock
-from ..durations import parse_duration
-from ..messages import Effect, Message, Remember, Remind, Reply
+from ..messages import AddSchedule, Effect, Message, Remember, Reply
 from ..store.board import format_entry
 from ..store.database import Database
 from ..store.inbox import read_history
-from ..store.reminders import list_pending
+from ..store.schedules import list_schedules
 from ..store.status import get_snapshot
+from ..timing import host_zone, split_at
 
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
-_WHEN = re.compile(
-    r"(?P<date>\d{4}-\d\d-\d\d|tomorrow|today)?[T ]?\s*(?P<time>\d{1,2}:\d\d)\s+(?P<text>.+)",
-    re.DOTALL,
-)
 _MAX_HISTORY = 100
+_MAX_REMINDERS = 100
 _MAX_SHOWN = 1_000
 _MAX_NOTE_BYTES = 100_000
-_FURTHEST = timedelta(days=3660)
 
 _HELP = """\
 /status                    what the agents are doing
 /remember TEXT             keep a note
 /memory                    show the notes
-/remind 10m TEXT           say TEXT in ten minutes; also 14:30, tomorrow 9:00, 2026-12-24 18:00
+/remind 10m TEXT           say TEXT in ten minutes; also 14:30, friday 9am, 2026-12-24 18:00
 /reminders                 show what is still to come
 /history N                 show the last N messages of this conversation
 /help                      show this"""
@@ -46,7 +42,7 @@ class _Call:
     clock: Clock
     before: Sequence[Effect]
 
-    def reply(self, text: str, *effects: Remember | Remind) -> Reply:
+    def reply(self, text: str, *effects: Remember | AddSchedule) -> Reply:
         return Reply([self.message], text, effects)
 
 
@@ -94,25 +90,21 @@ async def _memory(call: _Call) -> Reply:
 
 
 async def _remind(call: _Call) -> Reply:
-    parsed = parse_when(call.argument, call.clock.now())
-    if parsed is None:
-        return call.reply(
-            "I did not understand when. Write /remind 10m TEXT, /remind 14:30 TEXT, "
-            "/remind tomorrow 9:00 TEXT or /remind 2026-12-24 18:00 TEXT."
-        )
-    due_at, text = parsed
-    if due_at <= call.clock.now():
-        return call.reply(f"{_local(due_at)} is over already.")
-    if due_at > call.clock.now() + _FURTHEST:
-        return call.reply("That is too far off; ten years is the limit.")
-    return call.reply(f"I will remind you at {_local(due_at)}.", Remind(text, due_at))
+    now = call.clock.now()
+    try:
+        timing, text = split_at(call.argument, host_zone(now), now)
+    except ValueError as error:
+        return call.reply(f"I cannot remind you: {error}.")
+    effect = AddSchedule(text, timing, "remind")
+    return call.reply(f"I will remind you at {_local(timing.due_at)}.", effect)
 
 
 async def _reminders(call: _Call) -> Reply:
-    pending = await list_pending(call.database, call.message.conversation)
-    coming = [(reminder.due_at, reminder.content) for reminder in pending]
-    coming += [(effect.due_at, effect.text) for effect in call.before if isinstance(effect, Remind)]
-    lines = [f"{_local(due_at)}  {content}" for due_at, content in sorted(coming)]
+    schedules = await list_schedules(call.database, conversation=call.message.conversation)
+    coming = [(s.due_at, s.content) for s in schedules if s.action == "remind"]
+    added = [effect for effect in call.before if isinstance(effect, AddSchedule)]
+    coming += [(effect.timing.due_at, effect.text) for effect in added]
+    lines = [f"{_local(due_at)}  {text}" for due_at, text in sorted(coming)[:_MAX_REMINDERS]]
     return call.reply("\n".join(lines) or "There are no reminders to come.")
 
 
@@ -140,37 +132,6 @@ _COMMANDS: dict[str, Callable[[_Call], Awaitable[Reply]]] = {
     "history": _history,
     "help": _help,
 }
-
-
-def parse_when(argument: str, now: datetime) -> tuple[datetime, str] | None:
-    """The time and the text of `10m TEXT` and the like; None where that is no time.
-
-    Times of day are of the host's time zone.
-    """
-    try:
-        first, text = argument.split(maxsplit=1)
-        return now + parse_duration(first), text
-    except ValueError:
-        pass
-    match = _WHEN.fullmatch(argument)
-    if match is None:
-        return None
-    try:
-        return _moment(match["date"], match["time"], now), match["text"].strip()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _moment(date: str | None, time: str, now: datetime) -> datetime:
-    local = now.astimezone()
-    hour, minute = map(int, time.split(":"))
-    day = datetime.fromisoformat(date).date() if date and date[0].isdigit() else local.date()
-    if date == "tomorrow":
-        day += timedelta(days=1)
-    naive = datetime(day.year, day.month, day.day, hour, minute)  # noqa: DTZ001 (made local below)
-    if date is None and naive.astimezone() <= local:
-        naive += timedelta(days=1)
-    return naive.astimezone()
 
 
 def _cut(text: str) -> str:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from ..clock import Clock
 from ..messages import Message, Turn
 from ..models import Prompt
+from ..store import schedules
 from ..store.board import read_formatted
 from ..store.database import Database
 from ..store.inbox import read_history
-from ..store.reminders import list_pending
 from .desk import TurnDesk, as_data
 
 HISTORY_TOKENS = 8_000
 _MEMORY_TOKENS = 4_000
 _HISTORY_MESSAGES = 200
 _CHARACTERS_A_TOKEN = 4
+_SCHEDULES = 20
 
 _IDENTITY = """\
 You are the {agent} agent of a background assistant that its user speaks to from the shell. \
@@ -65,10 +66,9 @@ async def board(database: Database) -> str:
 
 
 async def due(database: Database, conversation: str) -> str:
-    """The reminders still to come."""
-    pending = await list_pending(database, conversation)
-    lines = [f"{r.due_at.astimezone().isoformat(' ', 'minutes')} {r.content}" for r in pending]
-    return as_data("reminders to come", "\n".join(lines)) if lines else ""
+    """The reminders and schedules that come next."""
+    coming = await schedules.read_formatted(database, conversation, _SCHEDULES)
+    return as_data("schedules", coming) if coming else ""
 
 
 async def history(

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..clock import SystemClock
 from ..durations import parse_duration, parse_interval
 from ..errors import BadDataError, ConfigurationError
 from ..store.board import check_agent
@@ -162,4 +163,8 @@ def load_agent(reference: str) -> AgentDefinition:
         raise ConfigurationError(f"{reference}: the name {found.name} is taken; give it another")
     if found.timetable is None:
         raise ConfigurationError(f"{reference} has no time; write @agent(every='10m') or cron")
+    try:
+        found.timetable.following(SystemClock().now())
+    except ValueError as error:
+        raise ConfigurationError(f"{reference}: {error}") from None
     return found

@@ -1,28 +1,43 @@
 """What a language model may do by itself: safe by construction, whatever talks it into it.
 
 A tool reads, or leaves an effect that is kept together with the reply. It reads and writes memory
-and keys under its agent's own prefix only, and reads the board; it never writes the board, another
-agent's keys, or in somebody else's name.
+and keys under its agent's own prefix only, lists, adds and cancels schedules of its own
+conversation only, and reads the board; it never writes the board, another agent's keys, or in
+somebody else's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from typing import Literal
 
+from ..durations import parse_duration
 from ..errors import BadDataError
 from ..json_values import check_key, dump_json
-from ..messages import MAIN_CONVERSATION, Effect, Remember, Remind, Say, SetKey, Turn
+from ..messages import (
+    MAIN_CONVERSATION,
+    AddSchedule,
+    CancelSchedule,
+    Effect,
+    Remember,
+    Say,
+    SetKey,
+    Turn,
+    check_content,
+)
 from ..models import Tool
+from ..store import schedules
 from ..store.board import read_formatted
-from ..store.reminders import list_pending
+from ..timing import Timing, host_zone, plan
 from . import HEARTBEAT
-from .commands import parse_when
 from .loop import Host
 
 _MAX_FOUND = 20
 _MAX_EFFECTS = 20
+_MAX_SCHEDULES = 50
+_SHORTEST_INTERVAL = timedelta(minutes=1)
+_FORMS = "a time, `every 2h`, or a cron line such as `0 9 * * 1-5`"
 
 
 class Tools:
@@ -43,8 +58,9 @@ class Tools:
             self.get_key,
             self.set_key,
             self.read_board,
-            self.remind,
-            self.list_reminders,
+            self.schedule,
+            self.list_schedules,
+            self.cancel_schedule,
         ]
         return [*common, self.speak] if self._turn.agent == HEARTBEAT else common
 
@@ -111,26 +127,52 @@ class Tools:
         """Read what all agents are doing."""
         return await read_formatted(self._host.database)
 
-    async def remind(self, when: str, text: str) -> str:
-        """Say something to the user at a time, in this conversation.
+    async def schedule(
+        self,
+        when: str,
+        text: str,
+        action: Literal["ask", "remind"] = "ask",
+        zone: str | None = None,
+    ) -> str:
+        """Let a text come in this conversation at a time, or again and again.
 
         Args:
-            when: `10m`, `2h`, `14:30`, `tomorrow 9:00` or `2026-12-24 18:00`.
-            text: what to say.
+            when: a time such as `10m`, `14:30`, `tomorrow 9:00`, `friday 9am` or
+                `2026-12-24 18:00`; or `every 2h`, at least a minute; or a cron line such as
+                `0 9 * * 1-5`.
+            text: what comes, understandable by itself.
+            action: ask: you are asked the text then, and your answer is said;
+                remind: the user is told the text as it is.
+            zone: whose clock a time or a cron line means, such as `Europe/Berlin`; this host's
+                if left out.
         """
-        now: datetime = self._host.clock.now()
-        parsed = parse_when(f"{when} {text}", now)
-        if parsed is None or parsed[0] <= now:
-            raise BadDataError(f"{when!r} is no time to come")
-        due_at, content = parsed
-        return self._leave(Remind(content, due_at), f"set for {due_at.isoformat(' ', 'seconds')}")
+        check_content(text)
+        timing = self._plan(when, zone)
+        await self._check_room()
+        due_at = timing.due_at.astimezone().isoformat(" ", "minutes")
+        answer = f"comes at {due_at}; list_schedules shows it once this turn has ended"
+        return self._leave(AddSchedule(text, timing, action), answer)
 
-    async def list_reminders(self) -> str:
-        """List the reminders of this conversation that are still to come."""
-        conversation = self._turn.conversation or MAIN_CONVERSATION
-        pending = await list_pending(self._host.database, conversation)
-        lines = [f"{r.due_at.isoformat(' ', 'seconds')} {r.content}" for r in pending]
-        return "\n".join(lines) or "there are none"
+    async def list_schedules(self) -> str:
+        """List what is scheduled in this conversation, soonest first: id, time, action, text."""
+        coming = await schedules.read_formatted(
+            self._host.database, self._conversation, _MAX_SCHEDULES
+        )
+        return coming or "nothing"
+
+    async def cancel_schedule(self, schedule_id: int) -> str:
+        """Let a schedule or reminder of this conversation come no more.
+
+        Args:
+            schedule_id: its id, as list_schedules shows it.
+        """
+        database = self._host.database
+        coming = await schedules.list_schedules(database, conversation=self._conversation)
+        if schedule_id not in {schedule.id for schedule in coming}:
+            raise BadDataError(
+                f"nothing is scheduled here under {schedule_id}; list_schedules shows the ids"
+            )
+        return self._leave(CancelSchedule(schedule_id), "cancelled when this turn ends")
 
     async def speak(self, text: str) -> str:
         """Say something to the user now, in the main conversation, once.
@@ -139,6 +181,32 @@ class Tools:
             text: what to say.
         """
         return self._leave(Say(text), "said when this turn ends")
+
+    @property
+    def _conversation(self) -> str:
+        return self._turn.conversation or MAIN_CONVERSATION
+
+    def _plan(self, when: str, zone: str | None) -> Timing:
+        now = self._host.clock.now()
+        try:
+            timing = plan(when, zone or host_zone(now), now)
+        except ValueError as error:
+            raise BadDataError(f"{error}; when is {_FORMS}") from None
+        if timing.kind == "every" and parse_duration(timing.spec or "") < _SHORTEST_INTERVAL:
+            raise BadDataError(f"{when!r} is too often; `every 1m` is the shortest")
+        return timing
+
+    async def _check_room(self) -> None:
+        """Refuse one more schedule where there are many: a model may ask itself for ever."""
+        stored = await schedules.list_schedules(
+            self._host.database, conversation=self._conversation, limit=_MAX_SCHEDULES
+        )
+        added = [effect for effect in self.effects if isinstance(effect, AddSchedule)]
+        if len(stored) + len(added) >= _MAX_SCHEDULES:
+            raise BadDataError(
+                f"a conversation has at most {_MAX_SCHEDULES} schedules; cancel one that is not "
+                "needed, and add this one in a later turn"
+            )
 
     def _own(self, key: str) -> str:
         own = f"agents/{self._turn.agent}/"
@@ -154,8 +222,9 @@ class Tools:
     def _leave(self, effect: Effect, answer: str) -> str:
         if len(self.effects) >= _MAX_EFFECTS:
             raise BadDataError(f"one turn changes at most {_MAX_EFFECTS} things")
-        if not effect.text.strip():
-            raise BadDataError("the text is empty")
-        dump_json(effect.text)
+        if not isinstance(effect, CancelSchedule):
+            if not effect.text.strip():
+                raise BadDataError("the text is empty")
+            dump_json(effect.text)
         self.effects.append(effect)
         return answer

@@ -31,6 +31,12 @@ _MOST_DELAYS = 7
 _SPEAKER = "heartbeat"
 
 
+async def next_due(connection: Connection) -> datetime | None:
+    """When the next reminder or schedule is due, or tried again; None where there is none."""
+    row = await (await connection.execute(_SQL["next_due"])).fetchone()
+    return row[0] if row else None
+
+
 async def reminds_next(connection: Connection) -> bool:
     """Whether what is due next is a reminder."""
     row = await (await connection.execute(_SQL["reminds_next"])).fetchone()

@@ -2,6 +2,9 @@
 SELECT action = 'remind' FROM assistant.schedules WHERE state = 'active'
 ORDER BY coalesce(retry_at, due_at), id LIMIT 1;
 
+-- name: next_due
+SELECT min(coalesce(retry_at, due_at)) FROM assistant.schedules WHERE state = 'active';
+
 -- name: now
 SELECT clock_timestamp();
 

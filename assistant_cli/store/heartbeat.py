@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..messages import Outcome, Trigger, Turn
-from . import firing, inbox, reminders, turns
+from . import firing, inbox, turns
 from .database import Connection, Database
 from .leases import guard
 from .queries import load_queries
@@ -50,7 +50,7 @@ async def is_busy(database: Database) -> bool:
 async def next_due(database: Database) -> datetime | None:
     """When the next reminder or schedule is due, or tried again."""
     async with database.connection() as connection:
-        return await reminders.next_due(connection)
+        return await firing.next_due(connection)
 
 
 async def begin_delivery(database: Database, token: int) -> Turn:

@@ -15,24 +15,21 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, dict_row
 
-from ..errors import (
-    AgentFailedError,
-    BadDataError,
-    ConflictError,
-    DatabaseUnreachableError,
-    NotFoundError,
-)
+from ..errors import AgentFailedError, ConflictError, DatabaseUnreachableError, NotFoundError
 from ..messages import (
     MAIN_CONVERSATION,
+    AddSchedule,
+    CancelSchedule,
     Effect,
     Message,
     Outcome,
     Remember,
-    Remind,
     Reply,
     Say,
     SetKey,
     Turn,
+    check_content,
+    check_name,
 )
 from . import turns
 from .database import Connection, Database
@@ -40,13 +37,12 @@ from .follow import Hints, follow
 from .kv import store_text
 from .leases import guard
 from .queries import load_queries
-from .reminders import add_reminder
+from .schedules import cancel_active, insert_schedule
 
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_messages"
 AGENT = "conversation"
 
-MAX_MESSAGE_BYTES = 256_000
 MAX_ATTEMPTS = 3
 RETRY_DELAY = timedelta(seconds=5)
 """The pause before the second attempt; the next pause is three times as long."""
@@ -308,12 +304,14 @@ async def apply_effect(
         number: which of the turn's effects it is, where several bear the same time.
         message: what was answered, where anything was; it gives a note its time.
     """
+    conversation = turn.conversation or MAIN_CONVERSATION
     match effect:
         case Remember(text):
             await store_text(connection, _note_key(turn, number, message), text)
-        case Remind(text, due_at):
-            conversation = turn.conversation or MAIN_CONVERSATION
-            await add_reminder(connection, conversation, text, due_at)
+        case AddSchedule(text, timing, action):
+            await insert_schedule(connection, conversation, text, timing, action)
+        case CancelSchedule(schedule_id):
+            await cancel_active(connection, conversation, schedule_id)
         case SetKey(key, text):
             await store_text(connection, key, text)
         case Say(text):
@@ -331,35 +329,3 @@ def _note_key(turn: Turn, number: int, message: Message | None) -> str:
 
 def _message(row: dict[str, Any]) -> Message:
     return Message(**{name: row[name] for name in _MESSAGE_FIELDS})
-
-
-def check_content(content: str) -> None:
-    """Refuse what cannot be the text of a message.
-
-    Raises:
-        BadDataError: it is empty, too large, or holds NUL or half a surrogate pair.
-    """
-    size = _size(content)
-    if not content.strip():
-        raise BadDataError("the message is empty")
-    if size > MAX_MESSAGE_BYTES:
-        raise BadDataError(f"a message has at most {MAX_MESSAGE_BYTES:,} bytes; this has {size:,}")
-
-
-def check_name(name: str, what: str) -> None:
-    """Refuse what cannot be a name, such as of a conversation.
-
-    Raises:
-        BadDataError: it has not 1 to 200 bytes, or holds control characters.
-    """
-    if not 1 <= _size(name) <= 200 or not name.isprintable():
-        raise BadDataError(f"a {what} has 1 to 200 bytes and no control characters")
-
-
-def _size(text: str) -> int:
-    if "\x00" in text:
-        raise BadDataError("the database cannot keep the character NUL")
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise BadDataError("the text is not valid UTF-8") from None

@@ -11,15 +11,14 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from ..errors import NotFoundError
-from ..messages import MAIN_CONVERSATION
+from ..messages import MAIN_CONVERSATION, Action, check_content, check_name
 from ..timing import Kind, Timing
 from .database import Connection, Database
-from .inbox import announce, check_content, check_name
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
+_MAX_SHOWN = 200
 
-Action = Literal["remind", "say", "ask"]
 CatchUp = Literal["once", "skip"]
 ScheduleState = Literal["active", "done", "cancelled"]
 
@@ -88,6 +87,19 @@ async def add_schedule(
     """
     check_content(content)
     check_name(conversation, "conversation")
+    async with database.transaction() as connection:
+        return await insert_schedule(connection, conversation, content, timing, action, catch_up)
+
+
+async def insert_schedule(
+    connection: Connection,
+    conversation: str,
+    content: str,
+    timing: Timing,
+    action: Action,
+    catch_up: CatchUp = "once",
+) -> int:
+    """Keep a schedule, as part of the caller's transaction; returns its id."""
     parameters = {
         "conversation": conversation,
         "content": content,
@@ -95,26 +107,36 @@ async def add_schedule(
         "catch_up": catch_up,
         **_timing_parameters(timing),
     }
-    async with database.transaction() as connection:
-        row = await (await connection.execute(_SQL["add"], parameters)).fetchone()
-        await announce(connection)
+    row = await (await connection.execute(_SQL["add"], parameters)).fetchone()
     assert row is not None
     return int(row[0])
 
 
 async def list_schedules(
-    database: Database, *, conversation: str | None = None, over: bool = False
+    database: Database,
+    *,
+    conversation: str | None = None,
+    over: bool = False,
+    limit: int | None = None,
 ) -> list[Schedule]:
     """The active schedules, soonest first.
 
     Args:
         conversation: only of this one.
         over: also those that are done or cancelled.
+        limit: how many at most; None for all.
     """
+    parameters = {"over": over, "conversation": conversation, "limit": limit}
     async with database.connection() as connection:
         cursor = connection.cursor(row_factory=class_row(Schedule))
-        await cursor.execute(_SQL["list"], {"over": over, "conversation": conversation})
+        await cursor.execute(_SQL["list"], parameters)
         return await cursor.fetchall()
+
+
+async def read_formatted(database: Database, conversation: str, limit: int) -> str:
+    """What is to come in a conversation, soonest first, a line each; empty where nothing is."""
+    schedules = await list_schedules(database, conversation=conversation, limit=limit)
+    return "\n".join(map(_format, schedules))
 
 
 async def get_schedule(
@@ -164,7 +186,6 @@ async def edit_schedule(
             **_timing_parameters(retime(schedule) if retime else old),
         }
         await connection.execute(_SQL["edit"], parameters)
-        await announce(connection)
 
 
 async def cancel_schedule(database: Database, schedule_id: int) -> None:
@@ -174,9 +195,17 @@ async def cancel_schedule(database: Database, schedule_id: int) -> None:
         NotFoundError: there is no such schedule, or it is over.
     """
     async with database.transaction() as connection:
-        await lock_schedule(connection, schedule_id)
-        await connection.execute(_SQL["cancel"], {"id": schedule_id})
-        await announce(connection)
+        schedule = await lock_schedule(connection, schedule_id)
+        await cancel_active(connection, schedule.conversation, schedule_id)
+
+
+async def cancel_active(connection: Connection, conversation: str, schedule_id: int) -> None:
+    """Cancel a schedule, as part of the caller's transaction.
+
+    One that is over, or of another conversation, stays as it is.
+    """
+    parameters = {"id": schedule_id, "conversation": conversation}
+    await connection.execute(_SQL["cancel"], parameters)
 
 
 async def lock_schedule(
@@ -200,6 +229,15 @@ def _unknown(schedule_id: int) -> NotFoundError:
     return NotFoundError(
         f"there is no schedule {schedule_id}; `assistant schedule ls --all` lists them"
     )
+
+
+def _format(schedule: Schedule) -> str:
+    due_at = schedule.due_at.astimezone().isoformat(" ", "minutes")
+    repetition = "" if schedule.kind == "at" else f" {schedule.kind} {schedule.spec}"
+    zone = f" {schedule.zone}" if schedule.kind == "cron" else ""
+    text = " ".join(schedule.content.split())
+    shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    return f"{schedule.id}: {due_at}{repetition}{zone}, {schedule.action}: {shown}"
 
 
 def _timing_parameters(timing: Timing) -> dict[str, object]:
