@@ -79,12 +79,14 @@ async def deliver(
         return await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
 
 
-async def deliver_at_once(database: Database, token: int, now: datetime) -> Outcome:
+async def deliver_at_once(
+    database: Database, token: int, now: datetime, on_time_from: datetime
+) -> Outcome:
     """Begin a delivery and end it, in one transaction: it cannot be left open."""
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         turn = await _begin_delivery(connection, token)
-        return await _deliver(connection, turn, now, now - firing.GRACE)
+        return await _deliver(connection, turn, now, on_time_from)
 
 
 async def _begin_delivery(connection: Connection, token: int) -> Turn:
