@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -121,7 +122,8 @@ async def run_agent(agent: Agent, host: Host) -> int:
                 break
         except DatabaseUnreachableError as error:
             if not unreachable:
-                log.warning("%s: waiting for the database: %s", agent.name, error)
+                known = {"agent": agent.name}
+                log.warning("%s: waiting for the database: %s", agent.name, error, extra=known)
             # The claim may have been committed all the same; then nobody executes that turn.
             recovered = False
             unreachable += 1
@@ -172,15 +174,31 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         raise
     seconds = asyncio.get_running_loop().time() - started
     taken = format_duration(timedelta(seconds=seconds))
+    known = {**_names(agent, turn), "outcome": outcome, "seconds": round(seconds, 3)}
     # Whoever cancelled a turn knows; its agent has not failed.
     if error is None or outcome == "interrupted":
-        log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
+        log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken, extra=known)
         await _show(agent, host, "idle", None)
         return True
     reason = _shorten_reason(error)
-    log.warning("%s: turn %d %s after %s: %s", agent.name, turn.id, outcome, taken, reason)
+    event = f"{agent.name}: turn {turn.id} {outcome} after {taken}"
+    log.warning("%s: %s", event, _shorten_reason(_without_messages(error, turn)), extra=known)
     await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}")
     return False
+
+
+def _names(agent: Agent, turn: Turn) -> dict[str, object]:
+    """What the log knows a turn by."""
+    return {"agent": agent.name, "turn": turn.id}
+
+
+def _without_messages(error: str, turn: Turn) -> str:
+    """A reason for the log: a model's command, or its server, may well repeat what it was asked."""
+    reason = " ".join(error.split())
+    said = (line for message in turn.messages for line in message.content.splitlines())
+    for words in filter(None, (re.escape(" ".join(line.split())) for line in said)):
+        reason = re.sub(rf"(?<!\w){words}(?!\w)", "[the message]", reason)
+    return reason
 
 
 def _shorten_reason(error: str) -> str:
@@ -196,9 +214,12 @@ async def _give_up(agent: Agent, turn: Turn) -> None:
             await agent.fail(turn, "interrupted", "stopped before it was finished")
     except (AssistantError, TimeoutError) as error:
         reason = str(error) or "the database does not answer"
-        log.warning("%s: turn %d is left open: %s", agent.name, turn.id, reason)
+        log.warning(
+            "%s: turn %d is left open: %s", agent.name, turn.id, reason, extra=_names(agent, turn)
+        )
     else:
-        log.warning("%s: turn %d interrupted", agent.name, turn.id)
+        known = {**_names(agent, turn), "outcome": "interrupted"}
+        log.warning("%s: turn %d interrupted", agent.name, turn.id, extra=known)
 
 
 async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | None]:
@@ -220,7 +241,8 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
         outcome, error = "failed", str(problem)
     except Exception as problem:
         # A fault of ours must not end the process that holds the other agent as well.
-        log.exception("%s: turn %d met an unforeseen error", agent.name, turn.id)
+        event = f"{agent.name}: turn {turn.id} met an unforeseen error"
+        log.exception("%s", event, extra=_names(agent, turn))
         outcome, error = "failed", f"unforeseen {type(problem).__name__}"
     error = error[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))

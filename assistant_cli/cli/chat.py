@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -47,7 +46,6 @@ def chat(
     if not (sys.stdin and sys.stdin.isatty() and output.can_redraw()):
         raise UsageError("a chat needs a terminal; `assistant send --wait` is for scripts")
     model, options = model_from(settings()), options_from(settings())
-    output.log_to_stderr(logging.WARNING, "assistant: %(message)s")
 
     async def talk(database: Database) -> None:
         async with _agents(database, model, options):
