@@ -14,12 +14,13 @@ Behaviour = Callable[["_Handler"], None]
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Http
+    request_body: dict[str, Any]
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.requests.append(json.loads(body))
+        self.request_body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append(self.request_body)
         script = self.server.script
-        (script.pop(0) if script else says("nothing more"))(self)
+        (script.pop(0) if script else self.server.otherwise)(self)
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
@@ -46,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
+    otherwise: Behaviour
     requests: list[dict[str, Any]]
     script: list[Behaviour]
     released: threading.Event
@@ -55,6 +58,7 @@ class OpenAIServer:
     """The running server: its address, what it was asked, and what it will do next."""
 
     def __init__(self, http: _Http) -> None:
+        self._http = http
         self.base_url = f"http://127.0.0.1:{http.server_port}/v1"
         self.requests = http.requests
         self._script = http.script
@@ -63,10 +67,15 @@ class OpenAIServer:
         """What it does with the next requests, one after the other."""
         self._script.extend(behaviours)
 
+    def always(self, behaviour: Behaviour) -> None:
+        """What it does with every request that it was not told anything else about."""
+        self._http.otherwise = behaviour
+
 
 @contextmanager
 def serving() -> Iterator[OpenAIServer]:
     http = _Http(("127.0.0.1", 0), _Handler)
+    http.otherwise = says("nothing more")
     http.requests, http.script, http.released = [], [], threading.Event()
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
@@ -90,6 +99,12 @@ def says(*pieces: str) -> Behaviour:
         handler.end_stream()
 
     return behave
+
+
+def echoes(handler: _Handler) -> None:
+    """A reply that tells what was said last: `re: ` and each line of it, a piece a line."""
+    said = [m["content"] for m in handler.request_body["messages"] if m["role"] == "user"]
+    says("re:", *(f" {line};" for line in said[-1].splitlines()))(handler)
 
 
 def calls(tool: str, arguments: str) -> Behaviour:
