@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,17 @@ class OpenAIServer:
         self._http.otherwise = behaviour
 
 
+def texts(request: dict[str, Any], role: str) -> list[str]:
+    """What was sent in a role."""
+    return [message["content"] for message in request["messages"] if message["role"] == role]
+
+
+def marked(text: str) -> list[tuple[str, str]]:
+    """What is marked as data in a text: where it is from, and what it is."""
+    found = re.finditer(r'<data (\w+) from="([^"\n]*)">\n(.*?)\n</data \1>', text, re.DOTALL)
+    return [(mark[2], mark[3]) for mark in found]
+
+
 @contextmanager
 def serving() -> Iterator[OpenAIServer]:
     http = _Http(("127.0.0.1", 0), _Handler)
@@ -103,8 +115,8 @@ def says(*pieces: str) -> Behaviour:
 
 def echoes(handler: _Handler) -> None:
     """A reply that tells what was said last: `re: ` and each line of it, a piece a line."""
-    said = [m["content"] for m in handler.request_body["messages"] if m["role"] == "user"]
-    says("re:", *(f" {line};" for line in said[-1].splitlines()))(handler)
+    said = texts(handler.request_body, "user")[-1]
+    says("re:", *(f" {line};" for line in said.splitlines()))(handler)
 
 
 def calls(tool: str, arguments: str) -> Behaviour:
@@ -113,7 +125,8 @@ def calls(tool: str, arguments: str) -> Behaviour:
     def behave(handler: _Handler) -> None:
         handler.open_stream()
         function = {"name": tool, "arguments": arguments}
-        call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+        name = f"call_{len(handler.server.requests)}"
+        call = {"index": 0, "id": name, "type": "function", "function": function}
         handler.send_event({"role": "assistant", "tool_calls": [call]})
         handler.send_event({}, "tool_calls")
         handler.end_stream()

@@ -18,7 +18,18 @@ from assistant_cli.store.database import Database
 from .conftest import CommandLine
 from .driven_clock import DrivenClock
 from .hosting import ask, hosting, rows, until_equal
-from .openai_server import OpenAIServer, babbles, calls, fails, hangs_up, says, serving, stalls
+from .openai_server import (
+    OpenAIServer,
+    babbles,
+    calls,
+    fails,
+    hangs_up,
+    marked,
+    says,
+    serving,
+    stalls,
+    texts,
+)
 from .terminals import Terminal
 
 MODEL = "openai:gpt-4o-mini"
@@ -44,10 +55,6 @@ def talking(database: Database, server: OpenAIServer, monkeypatch: pytest.Monkey
     return start
 
 
-def texts(request: dict[str, Any], role: str) -> list[str]:
-    return [message["content"] for message in request["messages"] if message["role"] == role]
-
-
 async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
     database: Database, server: OpenAIServer, talking: Any
 ) -> None:
@@ -59,7 +66,7 @@ async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
     first, second = server.requests
     assert first["stream"] is True
     (instructions,) = texts(first, "system")
-    assert '<data from="memory">\nmemory/user: likes tea\n</data>' in instructions
+    assert ("memory", "memory/user: likes tea") in marked(instructions)
     assert "conversation: running" in instructions
     assert texts(second, "user") == ["hello", "and now?"]
     assert texts(second, "assistant") == ["Hello."]
@@ -78,7 +85,7 @@ async def test_a_tool_is_called_and_its_result_told_as_data(
     (key,) = await database.kv.list_keys("memory/notes/")
     assert await database.kv.get(key) == "tea at five"
     (result,) = texts(server.requests[1], "tool")
-    assert result == '<data from="tool remember">\nkept when this turn ends\n</data>'
+    assert marked(result) == [("tool remember", "kept when this turn ends")]
     steps = await rows(database, STEPS)
     assert [kind for kind, _ in steps] == [
         *("request", "response", "tool_call", "tool_result", "request", "response")

@@ -12,7 +12,7 @@ from ..store import firing, heartbeat
 from ..store.board import read_formatted
 from . import HEARTBEAT
 from .context import build_prompt
-from .desk import TurnDesk
+from .desk import TurnDesk, as_data
 from .loop import Finish, Host
 
 _PATIENCE = timedelta(minutes=15)
@@ -21,7 +21,7 @@ _PATIENCE = timedelta(minutes=15)
 _DESCRIPTIONS = {"reminder": "delivering reminders", "schedule": "firing schedules"}
 
 _PROMPT = """\
-You are the heartbeat of a background assistant. It is {now}. The agents:
+You are the heartbeat of a background assistant. It is {now}. For your information:
 {board}
 Messages from the user since your last heartbeat: {news}.
 If there is something the user should hear now, answer with just that.
@@ -110,7 +110,7 @@ class HeartbeatAgent:
             return None, ()
         now = host.clock.now().astimezone().isoformat(" ", "minutes")
         # Not the host's own board: another process may hold the other agent.
-        board = await read_formatted(host.database)
+        board = as_data("status board", await read_formatted(host.database))
         text = _PROMPT.format(now=now, board=board, news=news, silence=SILENCE)
         desk = TurnDesk(host, turn)
         prompt = Prompt(text, self.name, MAIN_CONVERSATION, turn.id)
