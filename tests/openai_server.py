@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ Behaviour = Callable[["_Handler"], None]
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     server: _Http
     request_body: dict[str, Any]
 
@@ -107,6 +109,20 @@ def says(*pieces: str) -> Behaviour:
         handler.open_stream()
         for piece in pieces:
             handler.send_event({"role": "assistant", "content": piece})
+        handler.send_event({}, "stop")
+        handler.end_stream()
+
+    return behave
+
+
+def drips(pieces: int, seconds: float) -> Behaviour:
+    """A reply of so many pieces, with a pause before each."""
+
+    def behave(handler: _Handler) -> None:
+        handler.open_stream()
+        for number in range(pieces):
+            time.sleep(seconds)
+            handler.send_event({"role": "assistant", "content": f"{number} "})
         handler.send_event({}, "stop")
         handler.end_stream()
 
