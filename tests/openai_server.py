@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,13 +17,15 @@ Behaviour = Callable[["_Handler"], None]
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     server: _Http
+    request_body: dict[str, Any]
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.requests.append(json.loads(body))
+        self.request_body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append(self.request_body)
         script = self.server.script
-        (script.pop(0) if script else says("nothing more"))(self)
+        (script.pop(0) if script else self.server.otherwise)(self)
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
@@ -48,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128
+    otherwise: Behaviour
     requests: list[dict[str, Any]]
     script: list[Behaviour]
     released: threading.Event
@@ -57,6 +63,7 @@ class OpenAIServer:
     """The running server: its address, what it was asked, and what it will do next."""
 
     def __init__(self, http: _Http) -> None:
+        self._http = http
         self.base_url = f"http://127.0.0.1:{http.server_port}/v1"
         self.requests = http.requests
         self._script = http.script
@@ -65,10 +72,26 @@ class OpenAIServer:
         """What it does with the next requests, one after the other."""
         self._script.extend(behaviours)
 
+    def always(self, behaviour: Behaviour) -> None:
+        """What it does with every request that it was not told anything else about."""
+        self._http.otherwise = behaviour
+
+
+def texts(request: dict[str, Any], role: str) -> list[str]:
+    """What was sent in a role."""
+    return [message["content"] for message in request["messages"] if message["role"] == role]
+
+
+def marked(text: str) -> list[tuple[str, str]]:
+    """What is marked as data in a text: where it is from, and what it is."""
+    found = re.finditer(r'<data (\w+) from="([^"\n]*)">\n(.*?)\n</data \1>', text, re.DOTALL)
+    return [(mark[2], mark[3]) for mark in found]
+
 
 @contextmanager
 def serving() -> Iterator[OpenAIServer]:
     http = _Http(("127.0.0.1", 0), _Handler)
+    http.otherwise = says("nothing more")
     http.requests, http.script, http.released = [], [], threading.Event()
     thread = threading.Thread(target=http.serve_forever, args=(0.01,))
     thread.start()
@@ -79,11 +102,6 @@ def serving() -> Iterator[OpenAIServer]:
         http.shutdown()
         thread.join()
         http.server_close()
-
-
-def texts(request: dict[str, Any], role: str) -> list[str]:
-    """What a request holds of a role."""
-    return [message["content"] for message in request["messages"] if message["role"] == role]
 
 
 def says(*pieces: str) -> Behaviour:
@@ -99,13 +117,34 @@ def says(*pieces: str) -> Behaviour:
     return behave
 
 
+def drips(pieces: int, seconds: float) -> Behaviour:
+    """A reply of so many pieces, with a pause before each."""
+
+    def behave(handler: _Handler) -> None:
+        handler.open_stream()
+        for number in range(pieces):
+            time.sleep(seconds)
+            handler.send_event({"role": "assistant", "content": f"{number} "})
+        handler.send_event({}, "stop")
+        handler.end_stream()
+
+    return behave
+
+
+def echoes(handler: _Handler) -> None:
+    """A reply that tells what was said last: `re: ` and each line of it, a piece a line."""
+    said = texts(handler.request_body, "user")[-1]
+    says("re:", *(f" {line};" for line in said.splitlines()))(handler)
+
+
 def calls(tool: str, arguments: str) -> Behaviour:
     """A request for a tool, with arguments as JSON text."""
 
     def behave(handler: _Handler) -> None:
         handler.open_stream()
         function = {"name": tool, "arguments": arguments}
-        call = {"index": 0, "id": "call_1", "type": "function", "function": function}
+        name = f"call_{len(handler.server.requests)}"
+        call = {"index": 0, "id": name, "type": "function", "function": function}
         handler.send_event({"role": "assistant", "tool_calls": [call]})
         handler.send_event({}, "tool_calls")
         handler.end_stream()

@@ -23,6 +23,7 @@ from .openai_server import (
     calls,
     fails,
     hangs_up,
+    marked,
     says,
     stalls,
     texts,
@@ -46,7 +47,7 @@ async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
     first, second = server.requests
     assert first["stream"] is True
     (instructions,) = texts(first, "system")
-    assert '<data from="memory">\nmemory/user: likes tea\n</data>' in instructions
+    assert ("memory", "memory/user: likes tea") in marked(instructions)
     assert "conversation: running" in instructions
     assert texts(second, "user") == ["hello", "and now?"]
     assert texts(second, "assistant") == ["Hello."]
@@ -65,7 +66,7 @@ async def test_a_tool_is_called_and_its_result_told_as_data(
     (key,) = await database.kv.list_keys("memory/notes/")
     assert await database.kv.get(key) == "tea at five"
     (result,) = texts(server.requests[1], "tool")
-    assert result == '<data from="tool remember">\nkept when this turn ends\n</data>'
+    assert marked(result) == [("tool remember", "kept when this turn ends")]
     steps = await rows(database, STEPS)
     assert [kind for kind, _ in steps] == [
         *("request", "response", "tool_call", "tool_result", "request", "response")

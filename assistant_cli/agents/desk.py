@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,6 +19,7 @@ from .tools import Tools
 
 _SHOW_SECONDS = 0.1
 _MAX_RESULT_CHARACTERS = 20_000
+_LIKE_A_MARK = re.compile(r"<(?=\W{0,20}data)", re.IGNORECASE)
 
 
 class TurnDesk:
@@ -77,9 +80,14 @@ class TurnDesk:
 
 
 def as_data(source: str, text: str) -> str:
-    """Text from elsewhere, marked so that a model can tell it from instructions."""
-    inside = text.replace("</data", "<\\/data")
-    return f'<data from="{source}">\n{inside}\n</data>'
+    """Text from elsewhere, marked so that a model can tell it from instructions.
+
+    The mark bears a code that nobody could know when the text was written, so that nothing in
+    it ends the mark; what only looks like an end is written `<\\/data`.
+    """
+    code = secrets.token_hex(4)
+    inside = _LIKE_A_MARK.sub(r"<\\", text)
+    return f"<data {code} from={json.dumps(source)}>\n{inside}\n</data {code}>"
 
 
 def _parsed(arguments: str) -> Any:

@@ -27,7 +27,7 @@ _PATIENCE = timedelta(minutes=15)
 _DESCRIPTIONS = {"reminder": "delivering reminders", "schedule": "firing schedules"}
 
 _PROMPT = """\
-You are the heartbeat of a background assistant. It is {now}. The agents:
+You are the heartbeat of a background assistant. It is {now}. For your information:
 {board}
 Messages from the user since your last heartbeat: {messages}.
 {failures}If there is something the user should hear now, answer with just that.
@@ -43,7 +43,7 @@ async def reflect(turn: TurnContext) -> str:
         _PROMPT.format(
             now=turn.now().astimezone().isoformat(" ", "minutes"),
             # Not the host's own board: another process may hold the other agent.
-            board=await read_formatted(turn.database),
+            board=as_data("status board", await read_formatted(turn.database)),
             messages=news.messages,
             failures=as_data("failures since then", failures) + "\n" if failures else "",
             silence=SILENCE,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -135,7 +136,8 @@ async def run_agent(agent: Agent, host: Host) -> int:
                 break
         except DatabaseUnreachableError as error:
             if not unreachable:
-                log.warning("%s: waiting for the database: %s", agent.name, error)
+                known = {"agent": agent.name}
+                log.warning("%s: waiting for the database: %s", agent.name, error, extra=known)
             # The claim may have been committed all the same; then nobody executes that turn.
             recovered = False
             unreachable += 1
@@ -186,15 +188,31 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         raise
     seconds = asyncio.get_running_loop().time() - started
     taken = format_duration(timedelta(seconds=seconds))
+    known = {**_names(agent, turn), "outcome": outcome, "seconds": round(seconds, 3)}
     # Whoever cancelled a turn knows; its agent has not failed.
     if error is None or outcome == "interrupted":
-        log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken)
+        log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken, extra=known)
         await _show(agent, host, "idle", None)
         return True
     reason = _shorten_reason(error)
-    log.warning("%s: turn %d %s after %s: %s", agent.name, turn.id, outcome, taken, reason)
+    event = f"{agent.name}: turn {turn.id} {outcome} after {taken}"
+    log.warning("%s: %s", event, _shorten_reason(_without_messages(error, turn)), extra=known)
     await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}")
     return False
+
+
+def _names(agent: Agent, turn: Turn) -> dict[str, object]:
+    """What the log knows a turn by."""
+    return {"agent": agent.name, "turn": turn.id}
+
+
+def _without_messages(error: str, turn: Turn) -> str:
+    """A reason for the log: a model's command, or its server, may well repeat what it was asked."""
+    reason = " ".join(error.split())
+    said = (line for message in turn.messages for line in message.content.splitlines())
+    for words in filter(None, (re.escape(" ".join(line.split())) for line in said)):
+        reason = re.sub(rf"(?<!\w){words}(?!\w)", "[the message]", reason)
+    return reason
 
 
 def _shorten_reason(error: str) -> str:
@@ -210,9 +228,12 @@ async def _give_up(agent: Agent, turn: Turn) -> None:
             await agent.fail(turn, "interrupted", "stopped before it was finished")
     except (AssistantError, TimeoutError) as error:
         reason = str(error) or "the database does not answer"
-        log.warning("%s: turn %d is left open: %s", agent.name, turn.id, reason)
+        log.warning(
+            "%s: turn %d is left open: %s", agent.name, turn.id, reason, extra=_names(agent, turn)
+        )
     else:
-        log.warning("%s: turn %d interrupted", agent.name, turn.id)
+        known = {**_names(agent, turn), "outcome": "interrupted"}
+        log.warning("%s: turn %d interrupted", agent.name, turn.id, extra=known)
 
 
 async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | None]:
@@ -235,7 +256,8 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
             error = f"no result within the deadline of {format_duration(limit)}"
         else:
             # One agent's fault must not end the process that holds the others as well.
-            log.debug("%s: turn %d", agent.name, turn.id, exc_info=problem)
+            event = f"{agent.name}: turn {turn.id} met an unforeseen error"
+            log.exception("%s", event, extra=_names(agent, turn))
             outcome, error = "failed", _describe_fault(problem)
     error = error[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))

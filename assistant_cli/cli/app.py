@@ -181,7 +181,7 @@ def _report(message: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_stdout()
-    output.tell(message)
+    output.tell(message, "ERROR")
 
 
 def _prepare_streams() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -48,7 +47,6 @@ def chat(
         raise UsageError("a chat needs a terminal; `assistant send --wait` is for scripts")
     options = options_from(settings())
     models = models_from(settings(), options.names)
-    output.log_to_stderr(logging.WARNING, "assistant: %(message)s")
 
     async def talk(database: Database) -> None:
         async with _agents(database, models, options):

@@ -27,6 +27,7 @@ _STEERING = re.compile(f"[{_UNSAFE}]")
 _STEERING_IN_LINE = re.compile(f"[\t\n{_UNSAFE}]")
 
 _color = "auto"
+_telling_json = False
 
 
 def set_color(choice: str) -> None:
@@ -134,27 +135,21 @@ def _cell(value: object) -> str:
             return show_line(str(value))
 
 
-def tell(text: str) -> None:
+def tell_as_json() -> None:
+    """From now on what is told is an event on a line of JSON, as the log is."""
+    global _telling_json  # noqa: PLW0603 (an option of the whole process, set once)
+    _telling_json = True
+
+
+def tell(text: str, level: str = "INFO") -> None:
     """Write a line for people to stderr."""
-    sys.stderr.write(f"assistant: {show_line(text)}\n")
+    line = f"assistant: {show_line(text)}"
+    if _telling_json:
+        from .logs import json_line
+
+        line = json_line(datetime.now(UTC), level, text)
+    sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
-
-
-def log_to_stderr(level: int, form: str) -> None:
-    """Write what the library logs to stderr, a line an event, times in UTC."""
-    import logging
-    import time
-
-    class OneLine(logging.Formatter):
-        converter = staticmethod(time.gmtime)
-
-        def format(self, record: logging.LogRecord) -> str:
-            head, newline, trace = super().format(record).partition("\nTraceback")
-            return show_line(head) + newline + show_text(trace)
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine(form, datefmt="%Y-%m-%dT%H:%M:%SZ"))
-    logging.basicConfig(level=level, handlers=[handler])
 
 
 def iso(moment: datetime | None) -> str | None:

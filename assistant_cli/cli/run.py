@@ -68,6 +68,9 @@ def run(
     drain: Annotated[
         str, typer.Option(metavar="DURATION", help="Time for a turn to finish after a signal.")
     ] = "20s",
+    log_format: Annotated[
+        str, typer.Option(metavar="text|json", help="How events are written to stderr.")
+    ] = "text",
 ) -> None:
     """Host the conversation and the heartbeat agent until a signal.
 
@@ -79,6 +82,7 @@ def run(
     """
     from ..runtime import run as host_agents
 
+    _start_log(log_format)
     options = replace(
         options_from(settings(), heartbeat),
         agents=_agents(agent or []),
@@ -87,12 +91,23 @@ def run(
         drain=duration(drain, "--drain"),
     )
     models = models_from(settings(), options.names, model)
-    output.log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
 
     async def host(database: Database) -> None:
         await host_agents(database, models, options)
 
     with_database(host, setup=True)
+
+
+def _start_log(form: str) -> None:
+    from .logs import log_to_stderr
+
+    match form:
+        case "text" | "json":
+            log_to_stderr(logging.INFO, form)
+        case _:
+            raise UsageError("--log-format is text or json")
+    if form == "json":
+        output.tell_as_json()
 
 
 def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptions:

@@ -18,7 +18,7 @@ import typer
 from ..durations import parse_duration
 from ..errors import ClosedPipeError, DeadlinePassedError, UsageError
 from ..settings import Settings, load_settings
-from .output import log_to_stderr, tell
+from .output import tell
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -79,8 +79,9 @@ def with_database(
         import logging
 
         from ..store.opening import open_database
+        from .logs import log_to_stderr
 
-        log_to_stderr(logging.WARNING, "assistant: %(message)s")
+        log_to_stderr(logging.WARNING, "brief")
 
         async with open_database(settings(), setup=setup, say=tell) as database:
             return await work(database)

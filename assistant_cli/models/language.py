@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Any, assert_never, cast
+from typing import Any, assert_never
 
+import pydantic_ai
 from pydantic import ValidationError
-from pydantic_ai import Tool, exceptions
+from pydantic_ai import exceptions
 from pydantic_ai.direct import model_request_stream
 from pydantic_ai.messages import (
     ModelMessage,
@@ -28,10 +30,12 @@ from pydantic_ai.messages import (
 from pydantic_ai.models import Model as PydanticModel
 from pydantic_ai.models import ModelRequestParameters, infer_model
 from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import ToolDefinition
+from pydantic_core import SchemaValidator
 
 from ..errors import BadDataError, ConfigurationError
 from ..messages import Message, Usage
-from . import Desk, ModelError, Prompt, RefusedError
+from . import Desk, ModelError, Prompt, RefusedError, Tool
 
 _MAX_REQUESTS = 20
 _SDK_RETRIES = 5
@@ -62,7 +66,7 @@ class LanguageModel:
         self._model = _open(name, base_url)
 
     async def reply(self, prompt: Prompt) -> str:
-        tools = {tool.__name__: Tool(tool, takes_ctx=False) for tool in prompt.desk.tools}
+        tools = {tool.__name__: tool for tool in prompt.desk.tools}
         messages = _conversation(prompt)
         sent = 0
         for _ in range(_MAX_REQUESTS):
@@ -82,7 +86,7 @@ class LanguageModel:
             messages,
             model_settings=ModelSettings(max_retries=_SDK_RETRIES),
             model_request_parameters=ModelRequestParameters(
-                function_tools=[tool.tool_def for tool in tools.values()]
+                function_tools=[_describe(tool).definition for tool in tools.values()]
             ),
         )
         with _errors_explained():
@@ -147,12 +151,34 @@ async def _call(tools: dict[str, Tool], name: str, arguments: str) -> str:
     if tool is None:
         raise BadDataError(f"there is no tool {name!r}; the tools are {', '.join(tools)}")
     try:
-        given = tool.function_schema.validator.validate_json(arguments or "{}")
+        given = _describe(tool).validator.validate_json(arguments or "{}")
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise BadDataError(f"bad arguments: {found}") from None
-    run = cast("Callable[..., Awaitable[str]]", tool.function)
-    return await run(**given)
+    return await tool(**given)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What a model is told of a tool, and what its arguments are held against."""
+
+    definition: ToolDefinition
+    validator: SchemaValidator
+
+
+_descriptions: dict[object, _Description] = {}
+
+
+def _describe(tool: Tool) -> _Description:
+    """The description of a tool, made once: it takes longer than most of a turn."""
+    # A tool is a method, of another object in each turn.
+    function = getattr(tool, "__func__", tool)
+    if function not in _descriptions:
+        described = pydantic_ai.Tool(tool, takes_ctx=False)
+        _descriptions[function] = _Description(
+            described.tool_def, described.function_schema.validator
+        )
+    return _descriptions[function]
 
 
 def _text_of(event: object) -> str:

@@ -143,13 +143,14 @@ async def wait_for_reply(
 
 async def claim_turn(database: Database, token: int, model: str) -> Turn | None:
     """Claim all waiting messages of the conversation that waits longest, as one turn."""
-    async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
+    async with database.connection() as connection:
         cursor = connection.cursor(row_factory=dict_row)
         await cursor.execute(_SQL["claim"], {"token": token, "model": model})
         rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
-    if not rows:
-        return None
+        if not rows:
+            # The statement claims nothing either where the lease is lost.
+            await guard(connection, AGENT, token)
+            return None
     messages = [_message(row) for row in rows]
     return Turn(rows[0]["turn_id"], AGENT, "message", messages[0].conversation, messages)
 

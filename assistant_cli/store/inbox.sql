@@ -21,8 +21,12 @@ LEFT JOIN assistant.partial_replies ON partial_replies.turn_id = message.turn_id
 WHERE message.id = %(id)s;
 
 -- name: claim
-WITH due AS (
-    SELECT id, conversation, position FROM assistant.waiting_messages
+WITH held AS (
+    SELECT FROM assistant.leases
+    WHERE agent = 'conversation' AND token = %(token)s AND expires_at > clock_timestamp()
+    FOR KEY SHARE
+), due AS (
+    SELECT id, conversation, position FROM assistant.waiting_messages, held
     WHERE ready_at <= clock_timestamp()
 ), batch AS (
     SELECT id FROM assistant.messages

@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg.rows import class_row
 
-from ..errors import ConflictError, LeaseLostError, NotFoundError
+from ..errors import ConflictError, DatabaseUnreachableError, LeaseLostError, NotFoundError
 from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
 from .leases import guard
@@ -135,14 +135,21 @@ async def add_step(
 
     Raises:
         LeaseLostError: another process holds the agent.
+        DatabaseUnreachableError: the lease lapsed and has to be renewed first; try again.
     """
-    text = json.dumps(_keepable(content), allow_nan=False)
-    step = {"turn": turn.id, "kind": kind, "content": text}
-    async with database.transaction() as connection:
-        await guard(connection, turn.agent, token)
-        await connection.execute(_SQL["add_step"], step)
-        if usage is not None:
-            await connection.execute(_SQL["add_usage"], {"turn": turn.id, **asdict(usage)})
+    step = {
+        "turn": turn.id,
+        "agent": turn.agent,
+        "token": token,
+        "kind": kind,
+        "content": json.dumps(_keepable(content), allow_nan=False),
+        **asdict(usage or Usage(0, 0, 0, None)),
+    }
+    async with database.connection() as connection:
+        # One statement: a model waits for it.
+        if not (await connection.execute(_SQL["add_step"], step)).rowcount:
+            await guard(connection, turn.agent, token)
+            raise DatabaseUnreachableError(f"the lease of {turn.agent} had lapsed; it is back")
 
 
 async def show_partial_reply(database: Database, turn: Turn, text: str) -> None:

@@ -10,17 +10,23 @@ SET outcome = %(outcome)s, error = %(error)s, ended_at = clock_timestamp()
 WHERE id = %(turn)s AND outcome = 'running';
 
 -- name: add_step
+WITH held AS (
+    SELECT FROM assistant.leases
+    WHERE agent = %(agent)s AND token = %(token)s AND expires_at > clock_timestamp()
+    FOR KEY SHARE
+), used AS (
+    UPDATE assistant.turns
+    SET requests = requests + %(requests)s, input_tokens = input_tokens + %(input_tokens)s,
+        output_tokens = output_tokens + %(output_tokens)s,
+        cost_usd = CASE WHEN %(cost_usd)s::numeric IS NULL THEN cost_usd
+            ELSE coalesce(cost_usd, 0) + %(cost_usd)s::numeric END
+    WHERE id = %(turn)s AND %(requests)s > 0 AND EXISTS (SELECT FROM held)
+)
 INSERT INTO assistant.turn_steps (turn_id, position, kind, content)
-SELECT %(turn)s, coalesce(max(position), 0) + 1, %(kind)s, %(content)s::jsonb
-FROM assistant.turn_steps WHERE turn_id = %(turn)s;
-
--- name: add_usage
-UPDATE assistant.turns
-SET requests = requests + %(requests)s, input_tokens = input_tokens + %(input_tokens)s,
-    output_tokens = output_tokens + %(output_tokens)s,
-    cost_usd = CASE WHEN %(cost_usd)s::numeric IS NULL THEN cost_usd
-        ELSE coalesce(cost_usd, 0) + %(cost_usd)s::numeric END
-WHERE id = %(turn)s;
+SELECT %(turn)s, 1 + coalesce(
+    (SELECT max(position) FROM assistant.turn_steps WHERE turn_id = %(turn)s), 0),
+    %(kind)s, %(content)s::jsonb
+FROM held;
 
 -- name: put_partial
 INSERT INTO assistant.partial_replies (turn_id, text)
