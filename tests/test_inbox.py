@@ -14,11 +14,12 @@ from assistant_cli.errors import (
     AgentFailedError,
     BadDataError,
     ConflictError,
+    DatabaseUnreachableError,
     LeaseLostError,
     NotFoundError,
 )
-from assistant_cli.messages import AddSchedule, Remember, Reply, Turn
-from assistant_cli.store import inbox, leases
+from assistant_cli.messages import AddSchedule, Remember, Reply, Turn, Usage
+from assistant_cli.store import inbox, leases, turns
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 from assistant_cli.timing import Timing
@@ -150,6 +151,34 @@ async def test_only_the_holder_claims(database: Database, lease: Lease) -> None:
     with pytest.raises(LeaseLostError):
         await inbox.claim_turn(database, lease.token - 1, "offline")
     assert await states(database) == [("hello", "waiting", 0)]
+
+
+async def test_only_the_holder_keeps_a_step_and_what_it_used(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    usage = Usage(1, 11, 7, None)
+    with pytest.raises(LeaseLostError):
+        await turns.add_step(database, turn, lease.token - 1, "response", {}, usage)
+    kept = "SELECT (SELECT count(*) FROM assistant.turn_steps), requests FROM assistant.turns"
+    assert await rows(database, kept) == [(0, 0)]
+    await turns.add_step(database, turn, lease.token, "response", {}, usage)
+    assert await rows(database, kept) == [(1, 1)]
+
+
+async def test_under_a_lease_that_has_lapsed_nothing_is_claimed_or_kept_until_it_is_renewed(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    await put(database, "more")
+    await rows(database, "UPDATE assistant.leases SET expires_at = now()")
+    with pytest.raises(DatabaseUnreachableError, match="lapsed"):
+        await inbox.claim_turn(database, lease.token, "offline")
+    with pytest.raises(DatabaseUnreachableError, match="lapsed"):
+        await turns.add_step(database, turn, lease.token, "request", {})
+    assert await states(database) == [("hello", "working", 1), ("more", "waiting", 0)]
 
 
 async def test_an_answer_kept_twice_is_one_answer_with_one_effect(

@@ -82,6 +82,7 @@ def server_in_a_process() -> Iterator[str]:
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there,))
     process.start()
+    there.close()
     try:
         yield here.recv()
     finally:
