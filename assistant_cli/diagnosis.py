@@ -113,6 +113,8 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         if not writes:
             refused = NotPermittedError("this user may not write here; use another, or GRANT it")
         yield Finding("writing", "permitted" if writes else "not permitted", refused)
+        if await health.behind_pooler(database):
+            yield Finding("pooler", "in front of the server: nothing is prepared, watching polls")
         works = await health.notifications_arrive(database)
         yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
         usage = await health.notification_queue_usage(database)

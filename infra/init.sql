@@ -436,3 +436,19 @@ CREATE INDEX IF NOT EXISTS turns_that_cost
 
 INSERT INTO assistant.migrations (version, name)
 VALUES (4, 'spend') ON CONFLICT DO NOTHING;
+
+-- The sender of a message is the user of its session, whatever a writer says, then and later.
+CREATE OR REPLACE FUNCTION assistant.stamp_sender() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.sender := CASE TG_OP WHEN 'INSERT' THEN session_user ELSE OLD.sender END;
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER assistant_stamp_sender
+    BEFORE INSERT OR UPDATE OF sender ON assistant.messages
+    FOR EACH ROW EXECUTE FUNCTION assistant.stamp_sender();
+
+INSERT INTO assistant.migrations (version, name)
+VALUES (5, 'senders') ON CONFLICT DO NOTHING;

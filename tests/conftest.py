@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
@@ -26,6 +27,9 @@ from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
 
 from .openai_server import MODEL, OpenAIServer, serving
+
+if TYPE_CHECKING:
+    from .password_server import PasswordServer
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for something that ought to happen at once."""
@@ -220,6 +224,15 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     yield move
     monkeypatch.undo()
     time.tzset()
+
+
+@pytest.fixture(scope="session")
+def password_server() -> Iterator[PasswordServer]:
+    """A server that asks for passwords, with a user for each role."""
+    from .password_server import asking_for_passwords
+
+    with asking_for_passwords() as server:
+        yield server
 
 
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:

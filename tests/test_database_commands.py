@@ -5,12 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
-import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +14,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from assistant_cli import server_account
 from assistant_cli.embedded_postgres import EmbeddedPostgres
-from assistant_cli.store.database import Database
-from assistant_cli.store.migrations import LATEST_VERSION, migrate
+from assistant_cli.store.migrations import LATEST_VERSION
 
 from .conftest import CommandLine, Finished, eventually
-
-PASSWORD = "right-s3cret"
+from .password_server import PASSWORD, PasswordServer
 
 
 @pytest.fixture
@@ -48,86 +41,6 @@ def nowhere(environment: dict[str, str]) -> CommandLine:
 
 def on(environment: dict[str, str], dsn: str) -> CommandLine:
     return CommandLine({**environment, "ASSISTANT_DATABASE_URL": dsn})
-
-
-@dataclass(frozen=True)
-class PasswordServer:
-    """A server that asks everybody for a password.
-
-    Its database `app` is set up for this program. Of its users, `viewer` may read there and
-    `stranger` may nothing.
-    """
-
-    port: int
-
-    def url(self, user: str = "owner", password: str = PASSWORD, database: str = "app") -> str:
-        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
-
-
-@pytest.fixture(scope="module")
-def password_server() -> Iterator[PasswordServer]:
-    folder = Path(tempfile.mkdtemp(prefix="assistant-scram-", dir="/tmp"))
-    folder.chmod(0o711)
-    account = server_account.initdb_account()
-    programs = server_account.server_programs(folder)
-    data, secret = folder / "data", folder / "password"
-    data.mkdir(mode=0o700)
-    secret.write_text(PASSWORD)
-    for path in (data, secret):
-        account.take(path)
-    initdb = [f"--pgdata={data}", "--username=owner", f"--pwfile={secret}", "--no-sync"]
-    initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
-    subprocess.run(
-        [str(programs / "initdb"), *initdb],
-        check=True,
-        capture_output=True,
-        cwd="/",
-        **account.switch(),
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        server = PasswordServer(probe.getsockname()[1])
-    settings = {"port": server.port, "unix_socket_directories": "", "fsync": "off"}
-    process = subprocess.Popen(
-        [str(programs / "postgres"), f"-D{data}", *(f"-c{n}={v}" for n, v in settings.items())],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        **account.switch(),
-    )
-    try:
-        eventually(lambda: _answers(server.url(database="postgres")), "the server")
-        _fill(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
-
-
-def _answers(dsn: str) -> bool:
-    try:
-        psycopg.connect(dsn).close()
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-def _fill(server: PasswordServer) -> None:
-    with psycopg.connect(server.url(database="postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE app")
-        for user in ("viewer", "stranger"):
-            connection.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'".encode())
-
-    async def set_up() -> None:
-        database = Database(server.url())
-        await migrate(database)
-        await database.close()
-
-    asyncio.run(set_up())
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute("GRANT USAGE ON SCHEMA assistant TO viewer")
-        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public, assistant TO viewer")
 
 
 def rows(done: Finished) -> dict[str, str]:

@@ -34,7 +34,11 @@ PATIENCE_SECONDS = 15.0
 
 # The server ends, or is read-only since a failover: what else is open to it is no better.
 _GONE = ("08", "57P", "25006")
-_SESSION = "SET idle_in_transaction_session_timeout = '10s'"
+# A process that is stopped in a transaction must not keep others from taking over. A pooler
+# between us and the server tells another backend than the one that answers.
+_SESSION = """
+SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s', false)
+"""
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
@@ -44,7 +48,12 @@ class _Connection(AsyncConnection[TupleRow]):
     psycopg would ask the server to cancel and wait for that, which with a server that hangs
     takes longer than any deadline of ours. Nor need it look around every tenth of a second, as
     it does for other ways to be interrupted.
+
+    `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
+    is prepared, and notifications do not arrive.
     """
+
+    pooled = False
 
     async def wait(
         self,
@@ -123,8 +132,10 @@ class Database:
             connection = await _Connection.connect(
                 "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
             )
-            # A process that is stopped in a transaction must not keep others from taking over.
-            await connection.execute(_SESSION)
+            row = await (await connection.execute(_SESSION)).fetchone()
+            if row is not None and row[0] != connection.info.backend_pid:
+                connection.pooled = True
+                connection.prepare_threshold = None
             return connection
         except psycopg.Error as error:
             raise_refused_connection(error)
@@ -187,6 +198,11 @@ class Database:
             self._idle.append(connection)
         else:
             await connection.close()
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler stands between this connection and the server."""
+    return isinstance(connection, _Connection) and connection.pooled
 
 
 def _hung_up(connection: Connection) -> bool:
@@ -265,7 +281,10 @@ def translate(error: psycopg.Error) -> AssistantError:
             "this database is not set up for this program; run `assistant db migrate`"
         )
     if state == "42501":
-        return NotPermittedError(f"the database does not permit this: {reason}")
+        return NotPermittedError(
+            f"the database does not permit this: {reason}; reading takes the role "
+            "assistant_reader, writing assistant_runtime, migrating the owner's (infra/roles.sql)"
+        )
     if state == "25006":
         return DatabaseUnreachableError(
             "this server is read-only, as a standby is; use the primary's address"

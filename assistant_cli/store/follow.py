@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from ..errors import DatabaseUnreachableError
-from .database import Connection, Database, translate
+from .database import Connection, Database, is_pooled, translate
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,11 @@ async def _states(
     payloads: list[str] = []
     look_at_all = now()
     unannounced = -1  # the first read is no surprise
+    if is_pooled(connection):
+        poll = min(poll, POLL_SECONDS_WITHOUT_HINTS)
     try:
-        await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        if not is_pooled(connection):
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         while True:
             # Hints about other things, however many, must not put off the look at everything.
             complete = not payloads or "" in payloads or now() >= look_at_all

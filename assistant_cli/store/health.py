@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from psycopg.rows import class_row
 
-from .database import Database
+from .database import Database, is_pooled
 from .leases import Holder
 from .migrations import schema_version
 from .queries import load_queries
@@ -52,6 +52,8 @@ async def notifications_arrive(database: Database) -> bool:
     """Whether a notification sent on one connection reaches another; poolers swallow them."""
     token = uuid4().hex
     async with await database.connect() as listener:
+        if is_pooled(listener):
+            return False
         await listener.execute("LISTEN assistant_probe")
         async with database.connection() as sender:
             await sender.execute("SELECT pg_notify('assistant_probe', %s)", (token,))
@@ -60,6 +62,12 @@ async def notifications_arrive(database: Database) -> bool:
                 if notify.payload == token:
                     return True
     return False
+
+
+async def behind_pooler(database: Database) -> bool:
+    """Whether a pooler such as PgBouncer stands between this program and the server."""
+    async with database.connection() as connection:
+        return is_pooled(connection)
 
 
 async def notification_queue_usage(database: Database) -> float:

@@ -1,0 +1,39 @@
+-- Roles for a database that several people and programs share; its owner, who migrates, runs this
+-- after `assistant db migrate`: psql -v ON_ERROR_STOP=1 -f infra/roles.sql. It can run again.
+-- Then: GRANT assistant_runtime TO somebody.
+--
+--   assistant_reader   status, history, turns, kv get and watch: what only looks
+--   assistant_runtime  run, send, kv set, schedule, report: rows, but no tables
+--
+-- The owner of the schema alone migrates. The sender of a message is the user of its session,
+-- whatever a writer says.
+
+SET client_min_messages = warning;
+
+DO $$
+BEGIN
+    CREATE ROLE assistant_reader NOLOGIN;
+EXCEPTION WHEN duplicate_object THEN NULL;
+END
+$$;
+DO $$
+BEGIN
+    CREATE ROLE assistant_runtime NOLOGIN;
+EXCEPTION WHEN duplicate_object THEN NULL;
+END
+$$;
+
+GRANT assistant_reader TO assistant_runtime;
+GRANT USAGE ON SCHEMA public, assistant TO assistant_reader;
+GRANT SELECT ON public.kv TO assistant_reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA assistant TO assistant_reader;
+GRANT INSERT, UPDATE, DELETE ON public.kv TO assistant_runtime;
+GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA assistant TO assistant_runtime;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA assistant TO assistant_runtime;
+REVOKE INSERT, UPDATE, DELETE ON assistant.migrations FROM assistant_runtime;
+
+-- What a later version adds is open to the same roles.
+ALTER DEFAULT PRIVILEGES IN SCHEMA assistant GRANT SELECT ON TABLES TO assistant_reader;
+ALTER DEFAULT PRIVILEGES IN SCHEMA assistant
+    GRANT INSERT, UPDATE, DELETE ON TABLES TO assistant_runtime;
+ALTER DEFAULT PRIVILEGES IN SCHEMA assistant GRANT USAGE ON SEQUENCES TO assistant_runtime;
