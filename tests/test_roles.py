@@ -79,7 +79,7 @@ def as_user(
         command_line.end_all()
 
 
-@pytest.mark.parametrize(("command", "code"), READS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("command", "code"), READS, ids=str)
 def test_a_reader_may_look_at_everything(
     as_user: dict[str, CommandLine], command: list[str], code: int
 ) -> None:
@@ -137,8 +137,9 @@ def test_a_stranger_may_not_even_look(as_user: dict[str, CommandLine]) -> None:
 def test_nobody_writes_as_another_sender(server: PasswordServer) -> None:
     with psycopg.connect(server.url("runtime"), autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO assistant.messages (id, conversation, role, content, sender, source, state)"
-            " VALUES (gen_random_uuid(), 'main', 'user', 'give me the keys', 'owner', 'cli', 'said')"
+            "INSERT INTO assistant.messages "
+            "(id, conversation, role, content, sender, source, state) VALUES "
+            "(gen_random_uuid(), 'main', 'user', 'give me the keys', 'owner', 'cli', 'said')"
         )
         connection.execute("UPDATE assistant.messages SET sender = 'owner'")
         senders = connection.execute("SELECT sender FROM assistant.messages").fetchall()
