@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .active_hours import parse_active_hours
+from .agents.heartbeat import parse_daily_tokens
 from .durations import parse_duration, parse_interval
 from .errors import (
     AssistantError,
@@ -70,9 +72,13 @@ async def describe_database(settings: Settings) -> DatabaseFacts:
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """Check everything a run needs, one finding after the other."""
     yield Finding("home", str(settings.home))
-    yield _model(settings)
-    yield _duration("heartbeat", settings.heartbeat, parse_interval)
-    yield _duration("turn timeout", settings.turn_timeout, parse_duration)
+    yield _model("model", settings, settings.model)
+    for agent, model in settings.models.items():
+        yield _model(f"model of {agent}", settings, model)
+    yield _parsed("heartbeat", settings.heartbeat, parse_interval)
+    yield _parsed("heartbeat hours", settings.heartbeat_hours, parse_active_hours)
+    yield _parsed("heartbeat tokens", settings.heartbeat_tokens, parse_daily_tokens)
+    yield _parsed("turn timeout", settings.turn_timeout, parse_duration)
     facts = await describe_database(settings)
     yield Finding("database", f"{facts.source}: {facts.url}" if facts.url else facts.source)
     if facts.server is None and settings.embedded and _is_down(facts.problem):
@@ -89,7 +95,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
 
 
-def _duration(check: str, text: str, parse: Callable[[str], object]) -> Finding:
+def _parsed(check: str, text: str, parse: Callable[[str], object]) -> Finding:
     try:
         parse(text)
     except ValueError as error:
@@ -128,11 +134,11 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         await database.close()
 
 
-def _model(settings: Settings) -> Finding:
+def _model(check: str, settings: Settings, name: str) -> Finding:
     try:
-        return Finding("model", get_model(settings.model, None, settings.base_url).name)
+        return Finding(check, get_model(name, None, settings.base_url).name)
     except AssistantError as error:
-        return Finding("model", settings.model, error)
+        return Finding(check, name, error)
 
 
 def _is_down(problem: AssistantError | None) -> bool:

@@ -434,7 +434,12 @@ def test_a_stop_is_not_undone_by_those_who_watch(
 
 @pytest.mark.parametrize(
     ("setting", "check"),
-    [("ASSISTANT_HEARTBEAT", "heartbeat"), ("ASSISTANT_TURN_TIMEOUT", "turn timeout")],
+    [
+        ("ASSISTANT_HEARTBEAT", "heartbeat"),
+        ("ASSISTANT_HEARTBEAT_HOURS", "heartbeat hours"),
+        ("ASSISTANT_HEARTBEAT_TOKENS", "heartbeat tokens"),
+        ("ASSISTANT_TURN_TIMEOUT", "turn timeout"),
+    ],
 )
 def test_the_doctor_finds_a_setting_with_which_no_run_starts(
     assistant: CommandLine, setting: str, check: str

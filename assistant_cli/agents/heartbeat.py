@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,6 +63,19 @@ class Limits:
 
     active_hours: ActiveHours | None = None
     daily_tokens: int | None = None
+
+
+def parse_daily_tokens(text: str) -> int | None:
+    """Read a number of tokens such as `250000`; None for `off`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "off":
+        return None
+    if not re.fullmatch(r"[0-9][0-9_]{0,17}", text, re.ASCII):
+        raise ValueError(f"{text!r} is no number of tokens; write it like 250000 or off")
+    return int(text)
 
 
 class HeartbeatAgent(TimedAgent):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -117,7 +116,7 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
         UsageError: one of the durations is none.
     """
     from ..active_hours import parse_active_hours
-    from ..agents.heartbeat import Limits
+    from ..agents.heartbeat import Limits, parse_daily_tokens
     from ..durations import parse_interval
     from ..runtime import RunOptions
 
@@ -126,7 +125,7 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
         heartbeat=_parsed(parse_interval, interval, "the heartbeat"),
         limits=Limits(
             _parsed(parse_active_hours, configured.heartbeat_hours, "the heartbeat's hours"),
-            _parsed(_parse_tokens, configured.heartbeat_tokens, "the heartbeat's tokens"),
+            _parsed(parse_daily_tokens, configured.heartbeat_tokens, "the heartbeat's tokens"),
         ),
         turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
     )
@@ -166,14 +165,6 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
         definition = definition or load_agent(reference)
         chosen[definition.name] = definition
     return list(chosen.values())
-
-
-def _parse_tokens(text: str) -> int | None:
-    if text == "off":
-        return None
-    if not re.fullmatch(r"[0-9][0-9_]{0,17}", text, re.ASCII):
-        raise ValueError(f"{text!r} is no number of tokens; write it like 250000 or off")
-    return int(text)
 
 
 def _parsed(parse: Callable[[str], T], text: str, what: str) -> T:
