@@ -447,7 +447,8 @@ def test_the_doctor_finds_a_setting_with_which_no_run_starts(
     assistant.environment[setting] = "soon"
     done = assistant("doctor", "--json")
     assert done.code == 78
-    assert "'soon' is not a duration" in checks(done)[check]["problem"]
+    assert "'soon'" in checks(done)[check]["problem"]
+    assert "write" in checks(done)[check]["problem"]
     assert assistant("run", "--until-idle").code == 2
 
 
