@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import psycopg
 from psycopg import AsyncConnection, pq, waiting
 from psycopg.abc import PQGen
+from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 
 from ..errors import (
@@ -51,9 +52,15 @@ class _Connection(AsyncConnection[TupleRow]):
 
     `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
     is prepared, and notifications do not arrive.
+    `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
     """
 
     pooled = False
+    unconfirmed = False
+
+    def notice(self, diagnostic: Diagnostic) -> None:
+        """Take note of a warning, whose text is in the server's language."""
+        self.unconfirmed |= diagnostic.source_function == "SyncRepWaitForLSN"
 
     async def wait(
         self,
@@ -93,7 +100,7 @@ class Database:
         """
         self.dsn = dsn
         self._revive = revive
-        self._idle: list[Connection] = []
+        self._idle: list[_Connection] = []
         self._closed = False
         self._slots = asyncio.Semaphore(limit)
 
@@ -104,7 +111,7 @@ class Database:
 
         return KeyValues(self)
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> _Connection:
         """Open a connection of the caller's own, in autocommit.
 
         Raises:
@@ -120,7 +127,7 @@ class Database:
         await self._revive()
         return await self._connect()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> _Connection:
         parameters = parse_dsn(self.dsn)
         parameters.setdefault("connect_timeout", CONNECT_SECONDS)
         parameters.setdefault("application_name", "assistant")
@@ -132,6 +139,7 @@ class Database:
             connection = await _Connection.connect(
                 "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
             )
+            connection.add_notice_handler(connection.notice)
             row = await (await connection.execute(_SESSION)).fetchone()
             if row is not None and row[0] != connection.info.backend_pid:
                 connection.pooled = True
@@ -154,6 +162,7 @@ class Database:
             try:
                 async with asyncio.timeout(patience):
                     yield connection
+                _require_confirmed(connection)
             except psycopg.Error as error:
                 if (error.sqlstate or "08").startswith(_GONE):
                     await self._drop(connection)
@@ -178,7 +187,7 @@ class Database:
         while self._idle:
             await self._idle.pop().close()
 
-    async def _take(self) -> Connection:
+    async def _take(self) -> _Connection:
         while self._idle:
             connection = self._idle.pop()
             if not _hung_up(connection):
@@ -186,15 +195,15 @@ class Database:
             await connection.close()
         return await self.connect()
 
-    async def _drop(self, connection: Connection) -> None:
+    async def _drop(self, connection: _Connection) -> None:
         """Close a connection that has failed, and the idle ones, which are likely no better."""
         await connection.close()
         while self._idle:
             await self._idle.pop().close()
 
-    async def _give_back(self, connection: Connection) -> None:
-        reusable = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-        if reusable and not self._closed:
+    async def _give_back(self, connection: _Connection) -> None:
+        idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        if idle and not connection.unconfirmed and not self._closed:
             self._idle.append(connection)
         else:
             await connection.close()
@@ -205,7 +214,15 @@ def is_pooled(connection: Connection) -> bool:
     return isinstance(connection, _Connection) and connection.pooled
 
 
-def _hung_up(connection: Connection) -> bool:
+def _require_confirmed(connection: _Connection) -> None:
+    """Refuse to call done what a failover may undo: the wait for the standbys was broken off."""
+    if connection.unconfirmed:
+        raise DatabaseUnreachableError(
+            "the standbys have not confirmed it; it is kept here, but a failover may lose it"
+        )
+
+
+def _hung_up(connection: _Connection) -> bool:
     """Whether the server said goodbye while nobody looked: an idle socket has nothing to read."""
     import select
 

@@ -103,7 +103,9 @@ async def put_message(
 async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
     """Put a message, or find the one that has its id: its id, conversation and content."""
     async with database.connection() as connection:
-        await connection.execute(_SQL["put"], parameters)
+        if not (await connection.execute(_SQL["put"], parameters)).rowcount:
+            # It is known already, but perhaps not yet on the standbys; this waits for them.
+            await connection.execute(_SQL["confirm"], parameters)
         return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 

@@ -8,6 +8,10 @@ WITH inserted AS (
 )
 SELECT id, pg_notify('assistant_messages', '') FROM inserted;
 
+-- name: confirm
+UPDATE assistant.messages SET source = source
+WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
+
 -- name: find_duplicate
 SELECT id, conversation, content FROM assistant.messages
 WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
