@@ -110,7 +110,7 @@ class HeartbeatAgent(TimedAgent):
         return turn
 
     def describe(self, turn: Turn) -> str:
-        return _DESCRIPTIONS.get(turn.trigger, "reflecting")
+        return _DESCRIPTIONS.get(turn.trigger) or super().describe(turn)
 
     async def execute(self, turn: Turn) -> Finish:
         if turn.trigger in _DESCRIPTIONS:
