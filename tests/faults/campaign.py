@@ -1,0 +1,430 @@
+"""The campaign: clients and agents at work on one server, faults between them, then the check.
+
+All choices follow from the seed; the moments at which they meet the work do not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+import psutil
+import psycopg
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+
+from assistant_cli.embedded_postgres import EmbeddedPostgres
+from assistant_cli.server_process import find_postmaster
+from assistant_cli.store import inbox
+from assistant_cli.store.database import Database
+from assistant_cli.store.migrations import migrate
+
+from .checker import MARKER, Final, check
+from .client import LEASE
+from .history import read_history
+from .proxy import Proxy
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2}
+MODEL = "command:sleep 0.02; sed 's/^/re: /'"
+
+_END_SECONDS = 30.0
+_ANSWER_SECONDS = 90.0
+_KILLED = -signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to a client or to `assistant run`; it is started again."""
+
+    actor: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """SIGSTOP for longer than a lease, then SIGCONT."""
+
+    actor: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restart:
+    """SIGINT (fast), SIGQUIT (immediate) or SIGKILL to the server, which is started again."""
+
+    signal: signal.Signals
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """The administrator ends a share of the connections."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of half of the clients is bad for a while, or resets what is open."""
+
+    fault: Any
+    seconds: float
+
+
+Fault = Kill | Stop | Restart | Terminate | Network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign does.
+
+    Attributes:
+        pace: the mean pause between two faults, in seconds.
+        actors: how many of each role.
+        project: the folder with the packages `assistant_cli` and `tests` that the clients run.
+    """
+
+    seed: int
+    kills: int = 0
+    restarts: int = 0
+    others: int = 0
+    pace: float = 0.6
+    actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
+    project: Path = PROJECT
+
+    def faults(self) -> list[Fault]:
+        """The faults in their order."""
+        choices = random.Random(self.seed)
+        count = sum(self.actors.values())
+        faults: list[Fault] = [Kill(choices.randrange(count)) for _ in range(self.kills)]
+        ways = [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
+        faults += [Restart(choices.choice(ways)) for _ in range(self.restarts)]
+        lease = LEASE.total_seconds()
+        networks = ["reset", "delay", "freeze", "lose requests", "lose answers"]
+        for _ in range(self.others):
+            others: list[Fault] = [
+                Stop(choices.randrange(count), choices.uniform(lease, 2 * lease)),
+                Terminate(choices.choice([0.2, 1.0])),
+                Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
+            ]
+            faults.append(choices.choice(others))
+        choices.shuffle(faults)
+        return faults
+
+
+@dataclass
+class Report:
+    """What a campaign found; `counts` are faults that really were injected."""
+
+    seed: int
+    counts: dict[str, int] = field(default_factory=dict)
+    operations: int = 0
+    unknown: int = 0
+    deliveries: int = 0
+    messages: int = 0
+    retried: int = 0
+    seconds: float = 0.0
+    violations: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        return (
+            f"seed {self.seed}: {self.seconds:.0f}s; {faults}; {self.operations} calls "
+            f"({self.unknown} with unknown outcome), {self.deliveries} deliveries, "
+            f"{self.messages} messages ({self.retried} retried by hand); "
+            f"{len(self.violations)} violations"
+        )
+
+
+class Actor:
+    """A process with a role; started again it has another name, and so another history."""
+
+    def __init__(self, role: str, number: int, plan: Plan, folder: Path, dsn: str) -> None:
+        self.role = role
+        self._stem = f"{role}{number}"
+        self._plan = plan
+        self._folder = folder
+        self._dsn = dsn
+        self._lives = 0
+        self.process: subprocess.Popen[bytes]
+        self.start()
+
+    @property
+    def name(self) -> str:
+        return f"{self._stem}-{self._lives}"
+
+    def start(self) -> None:
+        self._lives += 1
+        if self.role == "host":
+            command = ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
+        else:
+            seed = f"{self._plan.seed}/{self.name}"
+            folder = str(self._folder)
+            command = ["tests.faults.client", self.role, self.name, seed, folder, self._dsn]
+        with (self._folder / f"{self.name}.err").open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=self._plan.project,
+                env={**os.environ, "ASSISTANT_DATABASE_URL": self._dsn},
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End the process, and a model's command that it may have started is left alone."""
+        self.process.kill()
+        self.process.wait()
+
+    def complaint(self) -> str | None:
+        """What is wrong about the way in which the process ended by itself, if anything."""
+        code = self.process.returncode
+        # A host leaves when it lost its lease, or found no database when it started.
+        if code == _KILLED or (self.role == "host" and code in {5, 69}):
+            return None
+        said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
+        return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
+
+
+class Server:
+    """The server under fire."""
+
+    def __init__(self, home: Path) -> None:
+        self._embedded = EmbeddedPostgres(home)
+        self.proxy = Proxy(self._embedded.folder / "socket" / ".s.PGSQL.5432")
+        self.near = self._embedded.dsn()
+
+    @property
+    def far(self) -> str:
+        """How to connect over the network that can be made bad."""
+        port = str(self.proxy.port)
+        return make_conninfo(self.near, host="127.0.0.1", port=port, sslmode="disable")
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        await self._embedded.start(lambda _: None)
+        try:
+            database = Database(self.near)
+            await migrate(database)
+            await database.close()
+            async with self.proxy.serve():
+                yield
+        finally:
+            await self._embedded.stop()
+
+    async def restart(self, how: signal.Signals) -> None:
+        postmaster = find_postmaster(self._embedded.data_folder)
+        assert postmaster is not None
+        postmaster.send_signal(how)
+        with suppress(psutil.NoSuchProcess):
+            while postmaster.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 (not ours)
+                await asyncio.sleep(0.02)
+        await self._embedded.start(lambda _: None)
+
+    def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
+        with psycopg.connect(self.near, autocommit=True, row_factory=dict_row) as connection:
+            cursor = connection.execute(text.encode(), parameters)
+            return cursor.fetchall() if cursor.description else []
+
+
+async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
+    """Run a campaign; the histories stay in the folder.
+
+    Args:
+        home: for the server, which is made there; other users must be able to reach it.
+    """
+    began = time.monotonic()
+    report = Report(plan.seed)
+    server = Server(home)
+    async with server.serve():
+        campaign = _Campaign(plan, server, folder, report)
+        try:
+            await campaign.rage()
+            await campaign.settle()
+        finally:
+            campaign.end()
+        final = campaign.final()
+    (folder / "final.json").write_text(json.dumps(asdict(final), default=str))
+    history = read_history(folder)
+    report.operations = len(history.operations)
+    report.unknown = sum(o.outcome == "unknown" for o in history.operations)
+    report.deliveries = len(history.deliveries)
+    report.messages = sum(row["role"] == "user" for row in final.messages)
+    report.retried = len(final.retried)
+    report.violations += check(history, final)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+class _Campaign:
+    def __init__(self, plan: Plan, server: Server, folder: Path, report: Report) -> None:
+        self._plan = plan
+        self._server = server
+        self._report = report
+        self._choices = random.Random(f"{plan.seed}/pauses")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[str] = []
+        self._retried: list[str] = []
+        roles = [(r, number) for r, count in plan.actors.items() for number in range(count)]
+        self._actors = [
+            Actor(role, number, plan, folder, server.far if number % 2 else server.near)
+            for role, number in roles
+        ]
+
+    async def rage(self) -> None:
+        """Inject all faults; whoever dies is started again."""
+        supervising = asyncio.create_task(self._supervise())
+        await asyncio.sleep(self._plan.pace)
+        for fault in self._plan.faults():
+            await self._inject(fault)
+            name = type(fault).__name__.lower()
+            self._report.counts[name] = self._report.counts.get(name, 0) + 1
+            await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
+        await asyncio.gather(*self._tasks)
+        supervising.cancel()
+
+    async def _supervise(self) -> None:
+        while True:
+            for actor in self._actors:
+                self._revive(actor)
+            await asyncio.sleep(0.05)
+
+    def _revive(self, actor: Actor) -> None:
+        if actor.process.poll() is not None:
+            complaint = actor.complaint()
+            if complaint is not None:
+                self._report.violations.append(complaint)
+            actor.start()
+
+    async def _inject(self, fault: Fault) -> None:
+        match fault:
+            case Kill(actor):
+                self._revive(self._actors[actor])
+                self._actors[actor].kill()
+            case Stop(actor, seconds):
+                self._meanwhile(self._stop(self._actors[actor].process, seconds))
+            case Restart(how):
+                await self._server.restart(how)
+            case Terminate(share):
+                self._server.query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
+                    "AND random() < %s",
+                    share,
+                )
+            case Network("reset", _):
+                self._server.proxy.reset()
+            case Network(kind, seconds):
+                self._meanwhile(self._spoil(kind, seconds))
+            case _:
+                assert_never(fault)
+
+    def _meanwhile(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        process.send_signal(signal.SIGCONT)
+
+    async def _spoil(self, kind: Any, seconds: float) -> None:
+        self._server.proxy.spoil(kind)
+        await asyncio.sleep(seconds)
+        self._server.proxy.mend()
+
+    async def settle(self) -> None:
+        """Let everybody finish: clients, then the agents, then the watchers."""
+        working = [a for a in self._actors if a.role not in {"watch", "host"}]
+        await self._await_end(working, signal.SIGTERM)
+        if self._plan.actors.get("host"):
+            await self._await_answers()
+        query = "INSERT INTO kv (key, value) VALUES (%s, '0')"
+        self._server.query(query, MARKER)
+        watching = [a for a in self._actors if a.role == "watch"]
+        self._watchers = [actor.name for actor in watching]
+        await self._await_end(watching, None)
+        await self._await_end([a for a in self._actors if a.role == "host"], signal.SIGTERM)
+
+    async def _await_end(self, actors: Sequence[Actor], how: signal.Signals | None) -> None:
+        for actor in actors:
+            if actor.process.poll() is not None:
+                self._revive(actor)
+            if how is not None:
+                actor.process.send_signal(how)
+        deadline = time.monotonic() + _END_SECONDS
+        for actor in actors:
+            while actor.process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            if actor.process.poll() is None:
+                self._report.violations.append(f"{actor.name} did not end")
+            elif actor.process.returncode != 0:
+                complaint = actor.complaint() or f"{actor.name} ended as if killed"
+                self._report.violations.append(complaint)
+
+    async def _await_answers(self) -> None:
+        """Wait until nothing waits; what failed because its hosts were killed is tried again."""
+        open_states = "SELECT id, state, turn_id FROM assistant.messages WHERE role = 'user' AND "
+        open_states += "state <> 'answered' AND source = 'cli'"
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        database = Database(self._server.near)
+        while (rows := self._server.query(open_states)) and time.monotonic() < deadline:
+            failed = [row for row in rows if row["state"] == "failed"]
+            self._retried += [str(row["id"]) for row in failed]
+            for turn in {row["turn_id"] for row in failed}:
+                await inbox.retry_turn(database, turn)
+            for actor in self._actors:
+                if actor.role == "host":
+                    self._revive(actor)
+            await asyncio.sleep(0.1)
+        await database.close()
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for task in self._tasks:
+            task.cancel()
+        for actor in self._actors:
+            actor.kill()
+
+    def final(self) -> Final:
+        """What is stored now."""
+        query = self._server.query
+        keys = query("SELECT key, value, revision FROM kv WHERE key LIKE 'k/%%'")
+        boards = query("SELECT value FROM kv WHERE key = 'status_board'")
+        events = query("SELECT agent, detail FROM assistant.board_events ORDER BY id")
+        messages = query(
+            "SELECT id::text, position, conversation, role, content, source, state, "
+            "reply_id::text FROM assistant.messages WHERE source IN ('cli', 'conversation') "
+            "ORDER BY position"
+        )
+        turns = query("SELECT id, agent, token, outcome FROM assistant.turns ORDER BY id")
+        leases = query("SELECT agent, token FROM assistant.leases")
+        return Final(
+            keys={row["key"]: (row["value"], row["revision"]) for row in keys},
+            board=boards[0]["value"] if boards else {},
+            board_events=[(row["agent"], row["detail"]) for row in events],
+            messages=messages,
+            turns=turns,
+            leases={row["agent"]: row["token"] for row in leases},
+            watchers=self._watchers,
+            retried=self._retried,
+        )
+
+
+def read_final(folder: Path) -> Final:
+    """What was stored at the end of a campaign whose histories lie in the folder."""
+    final = Final(**json.loads((folder / "final.json").read_text("utf-8")))
+    keys = {key: (value, revision) for key, (value, revision) in final.keys.items()}
+    return replace(final, keys=keys, board_events=[(a, d) for a, d in final.board_events])
