@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
+from ..crash_points import reach
 from ..errors import BadDataError
 from ..messages import MAIN_CONVERSATION, Message, Outcome, Reply, Turn
 from ..models import ModelError, Prompt, RefusedError
@@ -56,7 +57,9 @@ class ConversationAgent:
         for message in commands:
             before = [effect for reply in self._obeyed for effect in reply.effects]
             self._obeyed.append(await obey(message, host.database, host.clock, before))
+        reach("model.before")
         replies = [*self._obeyed, *([await self._ask_model(turn, texts)] if texts else [])]
+        reach("model.after")
 
         async def finish() -> Outcome:
             await inbox.answer_turn(host.database, host.lease.token, turn, replies)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from ..crash_points import reach
 from ..messages import MAIN_CONVERSATION, Effect, Message, Outcome, Trigger, Turn
 from . import firing, inbox, reminders, turns
 from .database import Connection, Database
@@ -57,7 +58,10 @@ async def begin_tick(
         await guard(connection, AGENT, token)
         await store_text(connection, LAST_TICK_KEY, _iso(now))
         await _store_next(connection, next_tick)
-        return await turns.begin(connection, AGENT, "timer", MAIN_CONVERSATION, token, model)
+        turn = await turns.begin(connection, AGENT, "timer", MAIN_CONVERSATION, token, model)
+        reach("tick.before")
+    reach("tick.after")
+    return turn
 
 
 async def begin_delivery(database: Database, token: int) -> Turn:
@@ -65,7 +69,10 @@ async def begin_delivery(database: Database, token: int) -> Turn:
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         trigger: Trigger = "reminder" if await firing.reminds_next(connection) else "schedule"
-        return await turns.begin(connection, AGENT, trigger, None, token, "none")
+        turn = await turns.begin(connection, AGENT, trigger, None, token, "none")
+        reach("delivery.before")
+    reach("delivery.after")
+    return turn
 
 
 async def next_reminder(database: Database) -> datetime | None:
@@ -109,6 +116,8 @@ async def deliver_reminders(
         )
         await turns.end(connection, turn, outcome, error)
         await inbox.announce(connection)
+        reach("firing.before")
+    reach("firing.after")
     return outcome
 
 
@@ -142,6 +151,8 @@ async def finish_tick(
         for number, effect in enumerate(effects):
             await inbox.apply_effect(connection, turn, effect, number)
         await inbox.announce(connection)
+        reach("thought.before")
+    reach("thought.after")
     return outcome
 
 

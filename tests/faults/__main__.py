@@ -10,8 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .campaign import Plan, read_final, run_campaign
+from .campaign import Plan, run_campaign
 from .checker import check
+from .final import read_final
 from .history import read_history
 
 

@@ -6,7 +6,6 @@ All choices follow from the seed; the moments at which they meet the work do not
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -30,8 +29,9 @@ from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
 
-from .checker import MARKER, Final, check
+from .checker import check
 from .client import LEASE
+from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
 from .proxy import Proxy
 
@@ -42,6 +42,8 @@ MODEL = "command:sleep 0.02; sed 's/^/re: /'"
 _END_SECONDS = 30.0
 _ANSWER_SECONDS = 90.0
 _KILLED = -signal.SIGKILL
+_ASKED_TO_END = -signal.SIGTERM
+"""How a process ends that gets the signal before it is ready for it."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
         finally:
             campaign.end()
         final = campaign.final()
-    (folder / "final.json").write_text(json.dumps(asdict(final), default=str))
+    keep_final(final, folder)
     history = read_history(folder)
     report.operations = len(history.operations)
     report.unknown = sum(o.outcome == "unknown" for o in history.operations)
@@ -370,7 +372,7 @@ class _Campaign:
                 await asyncio.sleep(0.02)
             if actor.process.poll() is None:
                 self._report.violations.append(f"{actor.name} did not end")
-            elif actor.process.returncode != 0:
+            elif actor.process.returncode not in {0, _ASKED_TO_END}:
                 complaint = actor.complaint() or f"{actor.name} ended as if killed"
                 self._report.violations.append(complaint)
 
@@ -400,31 +402,5 @@ class _Campaign:
 
     def final(self) -> Final:
         """What is stored now."""
-        query = self._server.query
-        keys = query("SELECT key, value, revision FROM kv WHERE key LIKE 'k/%%'")
-        boards = query("SELECT value FROM kv WHERE key = 'status_board'")
-        events = query("SELECT agent, detail FROM assistant.board_events ORDER BY id")
-        messages = query(
-            "SELECT id::text, position, conversation, role, content, source, state, "
-            "reply_id::text FROM assistant.messages WHERE source IN ('cli', 'conversation') "
-            "ORDER BY position"
-        )
-        turns = query("SELECT id, agent, token, outcome FROM assistant.turns ORDER BY id")
-        leases = query("SELECT agent, token FROM assistant.leases")
-        return Final(
-            keys={row["key"]: (row["value"], row["revision"]) for row in keys},
-            board=boards[0]["value"] if boards else {},
-            board_events=[(row["agent"], row["detail"]) for row in events],
-            messages=messages,
-            turns=turns,
-            leases={row["agent"]: row["token"] for row in leases},
-            watchers=self._watchers,
-            retried=self._retried,
-        )
-
-
-def read_final(folder: Path) -> Final:
-    """What was stored at the end of a campaign whose histories lie in the folder."""
-    final = Final(**json.loads((folder / "final.json").read_text("utf-8")))
-    keys = {key: (value, revision) for key, (value, revision) in final.keys.items()}
-    return replace(final, keys=keys, board_events=[(a, d) for a, d in final.board_events])
+        final = read_store(self._server.near)
+        return replace(final, watchers=self._watchers, retried=self._retried)

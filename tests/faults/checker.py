@@ -8,41 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from .final import MARKER, Final
 from .history import Delivery, History, Operation
 
 _STEPS = 300_000
 _KEY_CALLS = {"get", "set", "replace", "create", "increment", "delete"}
-MARKER = "k/the-end"
-"""A watch that has delivered this key has delivered everything that was written before it."""
-
-
-@dataclass(frozen=True)
-class Final:
-    """What is stored once all is quiet.
-
-    Attributes:
-        keys: key to value and revision.
-        board: the stored status board.
-        board_events: agent and detail of each transition, in order.
-        messages: rows by position.
-        turns: rows by id.
-        leases: agent to token.
-        watchers: the clients that watched until the end.
-        retried: ids of messages that were kept as failed, and then retried.
-    """
-
-    keys: dict[str, tuple[Any, int]] = field(default_factory=dict)
-    board: dict[str, Any] = field(default_factory=dict)
-    board_events: Sequence[tuple[str, str | None]] = ()
-    messages: Sequence[dict[str, Any]] = ()
-    turns: Sequence[dict[str, Any]] = ()
-    leases: dict[str, int] = field(default_factory=dict)
-    watchers: Sequence[str] = ()
-    retried: Sequence[str] = ()
 
 
 def check(history: History, final: Final) -> list[str]:

@@ -26,7 +26,7 @@ from assistant_cli.runtime import keep_lease
 from assistant_cli.store import inbox, leases
 from assistant_cli.store.watch import Deleted
 
-from .checker import MARKER
+from .final import MARKER
 from .history import Recorder
 
 EPOCH_NANOSECONDS = 2_000_000_000

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .checker import MARKER, Final, check, is_linearizable
+from .checker import check, is_linearizable
+from .final import MARKER, Final
 from .history import Delivery, History, Operation
 
 When = tuple[int, int | None]
