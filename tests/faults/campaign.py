@@ -30,7 +30,7 @@ from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
 
 from .checker import check
-from .client import LEASE
+from .client import LEASE, RENEWAL_VARIABLE
 from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
 from .proxy import Proxy
@@ -39,8 +39,6 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2}
 MODEL = "command:sleep 0.02; sed 's/^/re: /'"
 
-_END_SECONDS = 30.0
-_ANSWER_SECONDS = 90.0
 _KILLED = -signal.SIGKILL
 _ASKED_TO_END = -signal.SIGTERM
 """How a process ends that gets the signal before it is ready for it."""
@@ -92,6 +90,9 @@ class Plan:
 
     Attributes:
         pace: the mean pause between two faults, in seconds.
+        calm: seconds of work after the last fault.
+        patience: seconds in which everybody must come to an end afterwards.
+        renewal: seconds between renewals of a lease; with more than a lease, all of them lapse.
         actors: how many of each role.
         project: the folder with the packages `assistant_cli` and `tests` that the clients run.
     """
@@ -101,6 +102,9 @@ class Plan:
     restarts: int = 0
     others: int = 0
     pace: float = 0.6
+    calm: float = 0.0
+    patience: float = 30.0
+    renewal: float = 0.5
     actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
     project: Path = PROJECT
 
@@ -167,17 +171,22 @@ class Actor:
 
     def start(self) -> None:
         self._lives += 1
+        dsn = make_conninfo(self._dsn, application_name=self.name)
         if self.role == "host":
             command = ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
         else:
             seed = f"{self._plan.seed}/{self.name}"
             folder = str(self._folder)
-            command = ["tests.faults.client", self.role, self.name, seed, folder, self._dsn]
+            command = ["tests.faults.client", self.role, self.name, seed, folder, dsn]
         with (self._folder / f"{self.name}.err").open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=self._plan.project,
-                env={**os.environ, "ASSISTANT_DATABASE_URL": self._dsn},
+                env={
+                    **os.environ,
+                    "ASSISTANT_DATABASE_URL": dsn,
+                    RENEWAL_VARIABLE: str(self._plan.renewal),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -287,14 +296,22 @@ class _Campaign:
     async def rage(self) -> None:
         """Inject all faults; whoever dies is started again."""
         supervising = asyncio.create_task(self._supervise())
-        await asyncio.sleep(self._plan.pace)
+        await self._await_start()
         for fault in self._plan.faults():
             await self._inject(fault)
             name = type(fault).__name__.lower()
             self._report.counts[name] = self._report.counts.get(name, 0) + 1
             await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(asyncio.sleep(self._plan.calm), *self._tasks)
         supervising.cancel()
+
+    async def _await_start(self) -> None:
+        """Wait until everybody has found the server."""
+        connected = "SELECT DISTINCT application_name FROM pg_stat_activity"
+        missing = {actor.name for actor in self._actors}
+        while missing:
+            await asyncio.sleep(self._plan.pace)
+            missing -= {row["application_name"] for row in self._server.query(connected)}
 
     async def _supervise(self) -> None:
         while True:
@@ -366,7 +383,7 @@ class _Campaign:
                 self._revive(actor)
             if how is not None:
                 actor.process.send_signal(how)
-        deadline = time.monotonic() + _END_SECONDS
+        deadline = time.monotonic() + self._plan.patience
         for actor in actors:
             while actor.process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
@@ -380,7 +397,7 @@ class _Campaign:
         """Wait until nothing waits; what failed because its hosts were killed is tried again."""
         open_states = "SELECT id, state, turn_id FROM assistant.messages WHERE role = 'user' AND "
         open_states += "state <> 'answered' AND source = 'cli'"
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + 3 * self._plan.patience
         database = Database(self._server.near)
         while (rows := self._server.query(open_states)) and time.monotonic() < deadline:
             failed = [row for row in rows if row["state"] == "failed"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import signal
 import sys
@@ -20,9 +21,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from assistant_cli import Database, StatusBoard, connect
+from assistant_cli import Database, StatusBoard, connect, runtime
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError
-from assistant_cli.runtime import keep_lease
 from assistant_cli.store import inbox, leases
 from assistant_cli.store.watch import Deleted
 
@@ -35,7 +35,7 @@ HELD = ("alpha", "beta")
 SHARED = "gamma"
 CONVERSATIONS = 3
 LEASE = timedelta(seconds=2)
-RENEWAL = timedelta(seconds=0.5)
+RENEWAL_VARIABLE = "FAULTS_RENEWAL_SECONDS"
 
 _REPLY_SECONDS = 5.0
 
@@ -59,9 +59,10 @@ class Client:
 
 
 def shorten_leases() -> None:
-    """Let leases of this process lapse sooner."""
+    """Let leases of this process lapse sooner, and be noticed sooner."""
     leases.LEASE = LEASE
-    leases.RENEWAL = RENEWAL
+    leases.RENEWAL = timedelta(seconds=float(os.environ[RENEWAL_VARIABLE]))
+    runtime._STANDBY_POLL_SECONDS = 0.3
 
 
 async def use_keys(client: Client, database: Database) -> None:
@@ -166,7 +167,7 @@ async def _acquire(database: Database) -> int:
 
 @asynccontextmanager
 async def _kept(database: Database, lease: leases.Lease) -> AsyncIterator[None]:
-    keeping = asyncio.create_task(keep_lease(database, lease))
+    keeping = asyncio.create_task(runtime.keep_lease(database, lease))
     try:
         yield
     finally:
