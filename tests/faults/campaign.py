@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -28,10 +29,12 @@ from assistant_cli.server_process import find_postmaster
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
+from assistant_cli.store.schedules import add_schedule
+from assistant_cli.timing import plan_every
 
 from .checker import check
 from .client import LEASE, RENEWAL_VARIABLE
-from .final import MARKER, Final, keep_final, read_store
+from .final import MARKER, SCHEDULED, Final, keep_final, read_store
 from .history import read_history
 from .proxy import Proxy
 
@@ -228,6 +231,8 @@ class Server:
         try:
             database = Database(self.near)
             await migrate(database)
+            every_second = plan_every("1s", datetime.now(UTC))
+            await add_schedule(database, SCHEDULED, every_second, action="say")
             await database.close()
             async with self.proxy.serve():
                 yield

@@ -28,6 +28,7 @@ def check(history: History, final: Final) -> list[str]:
         *check_board(history.operations, final),
         *check_messages(history.operations, final),
         *check_turns(final),
+        *check_firings(final),
     ]
 
 
@@ -396,3 +397,13 @@ def check_turns(final: Final) -> Iterator[str]:
         if turn["token"] < newest:
             yield f"turn {turn['id']} was begun by a holder before the last"
         newest = max(newest, turn["token"])
+
+
+def check_firings(final: Final) -> Iterator[str]:
+    """Each second of the schedule was fired for, alone or with others, and said once."""
+    if final.said != len(final.firings):
+        yield f"the schedule fired {len(final.firings)} times and was said {final.said} times"
+    following = [at for at, _ in final.firings[1:]] + [final.next_firing]
+    for (at, times), after in zip(final.firings, following, strict=False):
+        if round(after - at) != times:
+            yield f"the firing at {at:.0f} stands for {times} s, and the next is at {after:.0f}"

@@ -14,6 +14,9 @@ from psycopg.rows import dict_row
 MARKER = "k/the-end"
 """A watch that has delivered this key has delivered everything that was written before it."""
 
+SCHEDULED = "another second"
+"""The text of the schedule, which is said every second."""
+
 
 @dataclass(frozen=True)
 class Final:
@@ -26,6 +29,9 @@ class Final:
         messages: rows by position.
         turns: rows by id.
         leases: agent to token.
+        firings: the time of each firing of the schedule, in seconds, and how many it stands for.
+        next_firing: the next time of the schedule, in seconds.
+        said: how often the text of the schedule was said.
         watchers: the clients that watched until the end.
         retried: ids of messages that were kept as failed, and then retried.
     """
@@ -36,6 +42,9 @@ class Final:
     messages: Sequence[dict[str, Any]] = ()
     turns: Sequence[dict[str, Any]] = ()
     leases: dict[str, int] = field(default_factory=dict)
+    firings: Sequence[tuple[float, int]] = ()
+    next_firing: float = 0.0
+    said: int = 0
     watchers: Sequence[str] = ()
     retried: Sequence[str] = ()
 
@@ -57,6 +66,18 @@ def read_store(dsn: str) -> Final:
         )
         turns = query("SELECT id, agent, token, outcome FROM assistant.turns ORDER BY id")
         leases = query("SELECT agent, token FROM assistant.leases")
+        firings = query(
+            "SELECT extract(epoch FROM runs.due_at)::float8 AS at, missed + 1 AS times "
+            "FROM assistant.schedule_runs AS runs JOIN assistant.schedules ON id = schedule_id "
+            f"WHERE content = '{SCHEDULED}' ORDER BY 1"
+        )
+        following = query(
+            "SELECT extract(epoch FROM due_at)::float8 AS at FROM assistant.schedules "
+            f"WHERE content = '{SCHEDULED}'"
+        )
+        said = query(
+            f"SELECT count(*) AS times FROM assistant.messages WHERE content = '{SCHEDULED}'"
+        )
     return Final(
         keys={row["key"]: (row["value"], row["revision"]) for row in keys},
         board=boards[0]["value"] if boards else {},
@@ -64,6 +85,9 @@ def read_store(dsn: str) -> Final:
         messages=messages,
         turns=turns,
         leases={row["agent"]: row["token"] for row in leases},
+        firings=[(row["at"], row["times"]) for row in firings],
+        next_firing=following[0]["at"] if following else 0.0,
+        said=said[0]["times"],
     )
 
 

@@ -297,6 +297,22 @@ def test_turns_are_closed_and_begun_under_rising_tokens(
     expect(violation, check(History([], []), Final(turns=rows)))
 
 
+@pytest.mark.parametrize(
+    ("firings", "said", "violation"),
+    [
+        ([(10.0, 1), (11.0, 3), (14.0, 1)], 3, None),
+        ([(10.0, 1), (12.0, 3)], 2, "the firing at 10 stands for 1 s"),
+        ([(10.0, 1), (11.0, 3), (14.0, 1)], 4, "was said 4 times"),
+        ([(10.0, 1), (11.0, 3)], 2, "the next is at 15"),
+    ],
+)
+def test_each_time_of_a_schedule_is_fired_for_once(
+    firings: list[tuple[float, int]], said: int, violation: str | None
+) -> None:
+    final = Final(firings=firings, next_firing=15.0, said=said)
+    expect(violation, check(History([], []), final))
+
+
 def expect(violation: str | None, found: list[str]) -> None:
     """Exactly the violation expected, or none."""
     if violation is None:

@@ -20,6 +20,7 @@ class Bug:
     wrong: str
     plan: Plan
     violation: str
+    slow: bool = True
 
 
 BUGS = {
@@ -47,6 +48,7 @@ BUGS = {
         "if entry.revision > max(self._shown.values(), default=0)]",
         Plan(1, calm=4, actors={"keys": 3, "watch": 2}),
         "was never delivered",
+        slow=False,
     ),
     "read, modify and write the board": Bug(
         "store/board.py",
@@ -61,6 +63,7 @@ BUGS = {
         "            )\n",
         Plan(1, calm=4, actors={"hold": 1, "report": 3}),
         "board: ",
+        slow=False,
     ),
     "ignore that LISTEN is lost": Bug(
         "store/follow.py",
@@ -73,7 +76,9 @@ BUGS = {
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if BUGS[name].slow else ()) for name in BUGS]
+)
 async def test_a_planted_bug_is_found(name: str, place: Path) -> None:
     bug = BUGS[name]
     for package in ("assistant_cli", "tests"):
