@@ -55,6 +55,13 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Leave:
+    """SIGTERM to one of those that run `assistant run`; it is started again."""
+
+    host: int
+
+
+@dataclass(frozen=True)
 class Stop:
     """SIGSTOP for longer than a lease, then SIGCONT."""
 
@@ -84,7 +91,7 @@ class Network:
     seconds: float
 
 
-Fault = Kill | Stop | Restart | Terminate | Network
+Fault = Kill | Leave | Stop | Restart | Terminate | Network
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ class Plan:
                 Terminate(choices.choice([0.2, 1.0])),
                 Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
             ]
+            if hosts := self.actors.get("host"):
+                others.append(Leave(choices.randrange(hosts)))
             faults.append(choices.choice(others))
         choices.shuffle(faults)
         return faults
@@ -174,6 +183,7 @@ class Actor:
 
     def start(self) -> None:
         self._lives += 1
+        self._asked = False
         dsn = make_conninfo(self._dsn, application_name=self.name)
         if self.role == "host":
             command = ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
@@ -201,11 +211,18 @@ class Actor:
         self.process.kill()
         self.process.wait()
 
+    def leave(self) -> None:
+        """Ask the process to end."""
+        self._asked = True
+        self.process.send_signal(signal.SIGTERM)
+
     def complaint(self) -> str | None:
         """What is wrong about the way in which the process ended by itself, if anything."""
         code = self.process.returncode
         # A host leaves when it lost its lease, or found no database when it started.
         if code == _KILLED or (self.role == "host" and code in {5, 69}):
+            return None
+        if (self._asked or self.role == "watch") and code in {0, _ASKED_TO_END}:
             return None
         said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
         return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
@@ -336,6 +353,10 @@ class _Campaign:
             case Kill(actor):
                 self._revive(self._actors[actor])
                 self._actors[actor].kill()
+            case Leave(host):
+                hosts = [actor for actor in self._actors if actor.role == "host"]
+                self._revive(hosts[host])
+                hosts[host].leave()
             case Stop(actor, seconds):
                 self._meanwhile(self._stop(self._actors[actor].process, seconds))
             case Restart(how):
@@ -372,30 +393,29 @@ class _Campaign:
     async def settle(self) -> None:
         """Let everybody finish: clients, then the agents, then the watchers."""
         working = [a for a in self._actors if a.role not in {"watch", "host"}]
-        await self._await_end(working, signal.SIGTERM)
+        await self._await_end(working)
         if self._plan.actors.get("host"):
             await self._await_answers()
         query = "INSERT INTO kv (key, value) VALUES (%s, '0')"
         self._server.query(query, MARKER)
         watching = [a for a in self._actors if a.role == "watch"]
         self._watchers = [actor.name for actor in watching]
-        await self._await_end(watching, None)
-        await self._await_end([a for a in self._actors if a.role == "host"], signal.SIGTERM)
+        await self._await_end(watching, ask=False)
+        await self._await_end([a for a in self._actors if a.role == "host"])
 
-    async def _await_end(self, actors: Sequence[Actor], how: signal.Signals | None) -> None:
+    async def _await_end(self, actors: Sequence[Actor], ask: bool = True) -> None:
         for actor in actors:
             if actor.process.poll() is not None:
                 self._revive(actor)
-            if how is not None:
-                actor.process.send_signal(how)
+            if ask:
+                actor.leave()
         deadline = time.monotonic() + self._plan.patience
         for actor in actors:
             while actor.process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             if actor.process.poll() is None:
                 self._report.violations.append(f"{actor.name} did not end")
-            elif actor.process.returncode not in {0, _ASKED_TO_END}:
-                complaint = actor.complaint() or f"{actor.name} ended as if killed"
+            elif complaint := actor.complaint():
                 self._report.violations.append(complaint)
 
     async def _await_answers(self) -> None:
