@@ -16,9 +16,9 @@ SEED = int(os.environ.get("FAULTS_SEED", "4"))
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(Plan(SEED, kills=15, restarts=4, others=8), id="every fault"),
+        pytest.param(Plan(SEED, kills=12, restarts=3, others=8), id="every fault"),
         pytest.param(
-            Plan(SEED, kills=2, calm=8, renewal=6, actors={"hold": 2, "send": 2, "host": 2}),
+            Plan(SEED, kills=2, calm=6, renewal=6, actors={"hold": 2, "send": 2, "host": 2}),
             id="leases that lapse",
         ),
     ],
