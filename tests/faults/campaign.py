@@ -58,7 +58,7 @@ class Kill:
 class Leave:
     """SIGTERM to one of those that run `assistant run`; it is started again."""
 
-    host: int
+    actor: int
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,30 @@ class Plan:
     actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
     project: Path = PROJECT
 
+    @property
+    def roles(self) -> list[str]:
+        """The role of each actor."""
+        return [role for role, count in self.actors.items() for _ in range(count)]
+
     def faults(self) -> list[Fault]:
         """The faults in their order."""
         choices = random.Random(self.seed)
-        count = sum(self.actors.values())
-        faults: list[Fault] = [Kill(choices.randrange(count)) for _ in range(self.kills)]
+        everybody = range(len(self.roles))
+        hosts = [actor for actor in everybody if self.roles[actor] == "host"]
         ways = [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
-        faults += [Restart(choices.choice(ways)) for _ in range(self.restarts)]
-        lease = LEASE.total_seconds()
         networks = ["reset", "delay", "freeze", "lose requests", "lose answers"]
+        lease = LEASE.total_seconds()
+        faults: list[Fault] = [
+            *(Kill(choices.choice(everybody)) for _ in range(self.kills)),
+            *(Restart(choices.choice(ways)) for _ in range(self.restarts)),
+        ]
         for _ in range(self.others):
             others: list[Fault] = [
-                Stop(choices.randrange(count), choices.uniform(lease, 2 * lease)),
+                Stop(choices.choice(everybody), choices.uniform(lease, 2 * lease)),
                 Terminate(choices.choice([0.2, 1.0])),
                 Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
+                *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
             ]
-            if hosts := self.actors.get("host"):
-                others.append(Leave(choices.randrange(hosts)))
             faults.append(choices.choice(others))
         choices.shuffle(faults)
         return faults
@@ -309,10 +316,9 @@ class _Campaign:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[str] = []
         self._retried: list[str] = []
-        roles = [(r, number) for r, count in plan.actors.items() for number in range(count)]
         self._actors = [
             Actor(role, number, plan, folder, server.far if number % 2 else server.near)
-            for role, number in roles
+            for number, role in enumerate(plan.roles)
         ]
 
     async def rage(self) -> None:
@@ -353,10 +359,9 @@ class _Campaign:
             case Kill(actor):
                 self._revive(self._actors[actor])
                 self._actors[actor].kill()
-            case Leave(host):
-                hosts = [actor for actor in self._actors if actor.role == "host"]
-                self._revive(hosts[host])
-                hosts[host].leave()
+            case Leave(actor):
+                self._revive(self._actors[actor])
+                self._actors[actor].leave()
             case Stop(actor, seconds):
                 self._meanwhile(self._stop(self._actors[actor].process, seconds))
             case Restart(how):
@@ -392,16 +397,16 @@ class _Campaign:
 
     async def settle(self) -> None:
         """Let everybody finish: clients, then the agents, then the watchers."""
-        working = [a for a in self._actors if a.role not in {"watch", "host"}]
-        await self._await_end(working)
-        if self._plan.actors.get("host"):
-            await self._await_answers()
-        query = "INSERT INTO kv (key, value) VALUES (%s, '0')"
-        self._server.query(query, MARKER)
-        watching = [a for a in self._actors if a.role == "watch"]
+        watching = [actor for actor in self._actors if actor.role == "watch"]
+        answering = [actor for actor in self._actors if actor.role in {"host", "answer"}]
+        others = [actor for actor in self._actors if actor not in [*watching, *answering]]
+        await self._await_end(others)
+        if answering:
+            await self._await_answers(answering)
+        await self._await_end(answering)
+        self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
         self._watchers = [actor.name for actor in watching]
         await self._await_end(watching, ask=False)
-        await self._await_end([a for a in self._actors if a.role == "host"])
 
     async def _await_end(self, actors: Sequence[Actor], ask: bool = True) -> None:
         for actor in actors:
@@ -418,7 +423,7 @@ class _Campaign:
             elif complaint := actor.complaint():
                 self._report.violations.append(complaint)
 
-    async def _await_answers(self) -> None:
+    async def _await_answers(self, answering: Sequence[Actor]) -> None:
         """Wait until nothing waits; what failed because its hosts were killed is tried again."""
         open_states = "SELECT id, state, turn_id FROM assistant.messages WHERE role = 'user' AND "
         open_states += "state <> 'answered' AND source = 'cli'"
@@ -429,9 +434,8 @@ class _Campaign:
             self._retried += [str(row["id"]) for row in failed]
             for turn in {row["turn_id"] for row in failed}:
                 await inbox.retry_turn(database, turn)
-            for actor in self._actors:
-                if actor.role == "host":
-                    self._revive(actor)
+            for actor in answering:
+                self._revive(actor)
             await asyncio.sleep(0.1)
         await database.close()
 

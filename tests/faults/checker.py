@@ -228,7 +228,9 @@ def check_leases(operations: Iterable[Operation], final: Final) -> Iterator[str]
 
 def _check_fence(agent: str, held: list[Operation], calls: list[Operation]) -> Iterator[str]:
     for call in calls:
-        if call.name != "update" or call.outcome != "done" or call.arguments["agent"] != agent:
+        if call.name not in {"update", "claim"} or call.outcome != "done":
+            continue
+        if call.arguments["agent"] != agent:
             continue
         token = call.arguments["token"]
         taken = [h for h in held if h.answer > token and (h.answered_at or 0) < call.called_at]
@@ -386,17 +388,14 @@ def _check_seen_replies(operations: Iterable[Operation], final: Final) -> Iterat
 
 
 def check_turns(final: Final) -> Iterator[str]:
-    """Turns are closed, and nobody began one under a token that was taken over.
-
-    Whoever hosts the agents here takes all of them together.
-    """
-    newest = 0
+    """Turns are closed, and nobody began one under a token that was taken over."""
+    newest: dict[str, int] = defaultdict(int)
     for turn in final.turns:
         if turn["outcome"] == "running":
             yield f"turn {turn['id']} is still open"
-        if turn["token"] < newest:
+        if turn["token"] < newest[turn["agent"]]:
             yield f"turn {turn['id']} was begun by a holder before the last"
-        newest = max(newest, turn["token"])
+        newest[turn["agent"]] = max(newest[turn["agent"]], turn["token"])
 
 
 def check_firings(final: Final) -> Iterator[str]:

@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,7 @@ from uuid import UUID
 
 from assistant_cli import Database, StatusBoard, connect, runtime
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError
+from assistant_cli.messages import Reply, Turn
 from assistant_cli.store import inbox, leases
 from assistant_cli.store.watch import Deleted
 
@@ -152,7 +153,9 @@ async def watch_keys(client: Client, database: Database) -> None:
 async def hold_agents(client: Client, database: Database) -> None:
     """Take agents that another client wants as well, speak for them, and give them back."""
     while not client.stopping.is_set():
-        token = await client.recorder.call("acquire", lambda: _acquire(database), agents=list(HELD))
+        token = await client.recorder.call(
+            "acquire", lambda: _acquire(database, HELD), agents=list(HELD)
+        )
         if token is not None:
             lease = leases.Lease(HELD, token)
             async with _kept(database, lease):
@@ -161,8 +164,8 @@ async def hold_agents(client: Client, database: Database) -> None:
         await client.pause(0.4)
 
 
-async def _acquire(database: Database) -> int:
-    return (await leases.acquire(database, HELD)).token
+async def _acquire(database: Database, agents: Sequence[str]) -> int:
+    return (await leases.acquire(database, agents)).token
 
 
 @asynccontextmanager
@@ -247,12 +250,43 @@ async def _send(client: Client, database: Database) -> None:
                 )
 
 
+async def answer(client: Client, database: Database) -> None:
+    """Answer messages as `run` does, but without a look at the board or a renewal of the lease.
+
+    So it goes on under a lease that lapsed or was taken over until it is refused.
+    """
+    while not client.stopping.is_set():
+        token = await client.recorder.call(
+            "acquire", lambda: _acquire(database, [inbox.AGENT]), agents=[inbox.AGENT]
+        )
+        if token is not None:
+            await inbox.recover(database, token)
+            while await _answer(client, database, token):
+                await client.pause(0.2)
+        await client.pause(0.2)
+
+
+async def _answer(client: Client, database: Database, token: int) -> bool:
+    """Whether the lease still counted."""
+
+    async def claim() -> list[Turn]:
+        turn = await inbox.claim_turn(database, token, "none")
+        return [] if turn is None else [turn]
+
+    turns = await client.recorder.call("claim", claim, agent=inbox.AGENT, token=token)
+    for turn in turns or []:
+        text = "\n".join(f"re: {message.content}" for message in turn.messages)
+        await inbox.answer_turn(database, token, turn, [Reply(turn.messages, text)])
+    return turns is not None and not client.stopping.is_set()
+
+
 ROLES: dict[str, Callable[[Client, Database], Awaitable[None]]] = {
     "keys": use_keys,
     "watch": watch_keys,
     "hold": hold_agents,
     "report": report,
     "send": send,
+    "answer": answer,
 }
 
 
