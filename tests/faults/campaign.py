@@ -33,7 +33,7 @@ from assistant_cli.store.schedules import add_schedule
 from assistant_cli.timing import plan_every
 
 from .checker import check
-from .client import LEASE, RENEWAL_VARIABLE
+from .client import EPOCH_VARIABLE, LEASE, RENEWAL_VARIABLE
 from .final import MARKER, SCHEDULED, Final, keep_final, read_store
 from .history import read_history
 from .proxy import Proxy
@@ -103,6 +103,7 @@ class Plan:
         calm: seconds of work after the last fault.
         patience: seconds in which everybody must come to an end afterwards.
         renewal: seconds between renewals of a lease; with more than a lease, all of them lapse.
+        epoch: seconds after which clients go on with other keys.
         actors: how many of each role.
         project: the folder with the packages `assistant_cli` and `tests` that the clients run.
     """
@@ -115,6 +116,7 @@ class Plan:
     calm: float = 0.0
     patience: float = 30.0
     renewal: float = 0.5
+    epoch: float = 2.0
     actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
     project: Path = PROJECT
 
@@ -206,6 +208,7 @@ class Actor:
                     **os.environ,
                     "ASSISTANT_DATABASE_URL": dsn,
                     RENEWAL_VARIABLE: str(self._plan.renewal),
+                    EPOCH_VARIABLE: str(self._plan.epoch),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=errors,

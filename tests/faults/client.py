@@ -30,13 +30,13 @@ from assistant_cli.store.watch import Deleted
 from .final import MARKER
 from .history import Recorder
 
-EPOCH_NANOSECONDS = 2_000_000_000
 KEYS = 3
 HELD = ("alpha", "beta")
 SHARED = "gamma"
 CONVERSATIONS = 3
 LEASE = timedelta(seconds=2)
 RENEWAL_VARIABLE = "FAULTS_RENEWAL_SECONDS"
+EPOCH_VARIABLE = "FAULTS_EPOCH_SECONDS"
 
 _REPLY_SECONDS = 5.0
 
@@ -67,13 +67,13 @@ def shorten_leases() -> None:
 
 
 async def use_keys(client: Client, database: Database) -> None:
-    """Read and write a few keys, which are others every two seconds so that histories stay short.
+    """Read and write a few keys, which are others in each epoch so that histories stay short.
 
     What is written is different each time, so that a value tells who wrote it.
     """
     seen: dict[str, int] = {}
     while not client.stopping.is_set():
-        epoch = time.monotonic_ns() // EPOCH_NANOSECONDS
+        epoch = int(time.monotonic() / float(os.environ[EPOCH_VARIABLE]))
         key = f"k/{epoch}/{client.random.randrange(KEYS)}"
         value = client.random.randrange(1, 2**31) * 1000
         name = client.random.choices(

@@ -47,7 +47,7 @@ BUGS = {
         "store/watch.py",
         "if self._shown.get(entry.key) != entry.revision]",
         "if entry.revision > max(self._shown.values(), default=0)]",
-        Plan(1, calm=4, actors={"keys": 3, "watch": 2}),
+        Plan(1, calm=5, epoch=0.25, actors={"keys": 4, "watch": 1}),
         "was never delivered",
         slow=False,
     ),
