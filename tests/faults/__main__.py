@@ -10,10 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .campaign import Plan, run_campaign
+from .campaign import run_campaign
 from .checker import check
 from .final import read_final
 from .history import read_history
+from .plan import Plan
 
 
 def main() -> int:

@@ -12,141 +12,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_never
 
-import psutil
-import psycopg
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import dict_row
 
-from assistant_cli.embedded_postgres import EmbeddedPostgres
-from assistant_cli.server_process import find_postmaster
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
-from assistant_cli.store.migrations import migrate
-from assistant_cli.store.schedules import add_schedule
-from assistant_cli.timing import plan_every
 
 from .checker import check
-from .client import EPOCH_VARIABLE, LEASE, RENEWAL_VARIABLE
-from .final import MARKER, SCHEDULED, Final, keep_final, read_store
+from .client import EPOCH_VARIABLE, RENEWAL_VARIABLE
+from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
-from .proxy import Proxy
+from .plan import Fault, Kill, Leave, Network, Plan, Restart, Stop, Terminate
+from .server import Server
 
-PROJECT = Path(__file__).resolve().parent.parent.parent
-EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2}
 MODEL = "command:sleep 0.02; sed 's/^/re: /'"
 
 _KILLED = -signal.SIGKILL
 _ASKED_TO_END = -signal.SIGTERM
 """How a process ends that gets the signal before it is ready for it."""
-
-
-@dataclass(frozen=True)
-class Kill:
-    """SIGKILL to a client or to `assistant run`; it is started again."""
-
-    actor: int
-
-
-@dataclass(frozen=True)
-class Leave:
-    """SIGTERM to one of those that run `assistant run`; it is started again."""
-
-    actor: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """SIGSTOP for longer than a lease, then SIGCONT."""
-
-    actor: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Restart:
-    """SIGINT (fast), SIGQUIT (immediate) or SIGKILL to the server, which is started again."""
-
-    signal: signal.Signals
-
-
-@dataclass(frozen=True)
-class Terminate:
-    """The administrator ends a share of the connections."""
-
-    share: float
-
-
-@dataclass(frozen=True)
-class Network:
-    """The network of half of the clients is bad for a while, or resets what is open."""
-
-    fault: Any
-    seconds: float
-
-
-Fault = Kill | Leave | Stop | Restart | Terminate | Network
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a campaign does.
-
-    Attributes:
-        pace: the mean pause between two faults, in seconds.
-        calm: seconds of work after the last fault.
-        patience: seconds in which everybody must come to an end afterwards.
-        renewal: seconds between renewals of a lease; with more than a lease, all of them lapse.
-        epoch: seconds after which clients go on with other keys.
-        actors: how many of each role.
-        project: the folder with the packages `assistant_cli` and `tests` that the clients run.
-    """
-
-    seed: int
-    kills: int = 0
-    restarts: int = 0
-    others: int = 0
-    pace: float = 0.6
-    calm: float = 0.0
-    patience: float = 30.0
-    renewal: float = 0.5
-    epoch: float = 2.0
-    actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
-    project: Path = PROJECT
-
-    @property
-    def roles(self) -> list[str]:
-        """The role of each actor."""
-        return [role for role, count in self.actors.items() for _ in range(count)]
-
-    def faults(self) -> list[Fault]:
-        """The faults in their order."""
-        choices = random.Random(self.seed)
-        everybody = range(len(self.roles))
-        hosts = [actor for actor in everybody if self.roles[actor] == "host"]
-        ways = [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
-        networks = ["reset", "delay", "freeze", "lose requests", "lose answers"]
-        lease = LEASE.total_seconds()
-        faults: list[Fault] = [
-            *(Kill(choices.choice(everybody)) for _ in range(self.kills)),
-            *(Restart(choices.choice(ways)) for _ in range(self.restarts)),
-        ]
-        for _ in range(self.others):
-            others: list[Fault] = [
-                Stop(choices.choice(everybody), choices.uniform(lease, 2 * lease)),
-                Terminate(choices.choice([0.2, 1.0])),
-                Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
-                *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
-            ]
-            faults.append(choices.choice(others))
-        choices.shuffle(faults)
-        return faults
 
 
 @dataclass
@@ -236,49 +123,6 @@ class Actor:
             return None
         said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
         return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
-
-
-class Server:
-    """The server under fire."""
-
-    def __init__(self, home: Path) -> None:
-        self._embedded = EmbeddedPostgres(home)
-        self.proxy = Proxy(self._embedded.folder / "socket" / ".s.PGSQL.5432")
-        self.near = self._embedded.dsn()
-
-    @property
-    def far(self) -> str:
-        """How to connect over the network that can be made bad."""
-        port = str(self.proxy.port)
-        return make_conninfo(self.near, host="127.0.0.1", port=port, sslmode="disable")
-
-    @asynccontextmanager
-    async def serve(self) -> AsyncIterator[None]:
-        await self._embedded.start(lambda _: None)
-        try:
-            database = Database(self.near)
-            await migrate(database)
-            every_second = plan_every("1s", datetime.now(UTC))
-            await add_schedule(database, SCHEDULED, every_second, action="say")
-            await database.close()
-            async with self.proxy.serve():
-                yield
-        finally:
-            await self._embedded.stop()
-
-    async def restart(self, how: signal.Signals) -> None:
-        postmaster = find_postmaster(self._embedded.data_folder)
-        assert postmaster is not None
-        postmaster.send_signal(how)
-        with suppress(psutil.NoSuchProcess):
-            while postmaster.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 (not ours)
-                await asyncio.sleep(0.02)
-        await self._embedded.start(lambda _: None)
-
-    def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
-        with psycopg.connect(self.near, autocommit=True, row_factory=dict_row) as connection:
-            cursor = connection.execute(text.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
 
 
 async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:

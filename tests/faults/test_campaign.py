@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .campaign import Plan, run_campaign
+from .campaign import run_campaign
+from .plan import Plan
 
 SEED = int(os.environ.get("FAULTS_SEED", "4"))
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from .checker import check, is_linearizable
+from .checker import check
 from .final import MARKER, Final
 from .history import Delivery, History, Operation
+from .linearizability import is_linearizable
 
 When = tuple[int, int | None]
 

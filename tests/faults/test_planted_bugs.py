@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .campaign import PROJECT, Plan, run_campaign
+from .campaign import run_campaign
+from .plan import PROJECT, Plan
 
 
 @dataclass(frozen=True)
