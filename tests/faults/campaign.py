@@ -32,8 +32,8 @@ from .server import Server
 MODEL = "command:sleep 0.02; sed 's/^/re: /'"
 
 _KILLED = -signal.SIGKILL
-_ASKED_TO_END = -signal.SIGTERM
-"""How a process ends that gets the signal before it is ready for it."""
+_ASKED_TO_END = {0, -signal.SIGTERM, 128 + signal.SIGTERM}
+"""How a process ends that is asked to, also before it is ready for that, or twice."""
 
 
 @dataclass
@@ -119,7 +119,7 @@ class Actor:
         # A host leaves when it lost its lease, or found no database when it started.
         if code == _KILLED or (self.role == "host" and code in {5, 69}):
             return None
-        if (self._asked or self.role == "watch") and code in {0, _ASKED_TO_END}:
+        if (self._asked or self.role == "watch") and code in _ASKED_TO_END:
             return None
         said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
         return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
