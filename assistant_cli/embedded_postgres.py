@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from . import server_account
+from .crash_points import reach
 from .errors import (
     AssistantError,
     ConfigurationError,
@@ -209,7 +210,10 @@ class _Start:
         if not await self._way_is_clear():
             return None
         socket = _make_socket_folder(self._folder, account)
-        return server_process.launch(programs, self._folder, socket, account)
+        reach("launch.before")
+        launched = server_process.launch(programs, self._folder, socket, account)
+        reach("launch.after")
+        return launched
 
     async def _way_is_clear(self) -> bool:
         """Wait for what a killed server left running, then remove lock files that mislead.
@@ -248,7 +252,9 @@ class _Start:
         creator.take(unfinished)
         await server_process.run_initdb(programs, unfinished, creator, _user_name())
         await _finished(account.take, unfinished)
+        reach("cluster.before")
         await _finished(_put_in_place, unfinished, self._data)
+        reach("cluster.after")
 
     async def _answers(self) -> bool:
         """Whether a query succeeds; the database is made if a killed command left it out."""
@@ -264,7 +270,9 @@ class _Start:
             async with connection:
                 named = "SELECT 1 FROM pg_database WHERE datname = 'assistant'"
                 if not await (await connection.execute(named)).fetchone():
+                    reach("database.before")
                     await connection.execute("CREATE DATABASE assistant")
+                    reach("database.after")
         except psycopg.Error as error:
             if says_ready(self._data):
                 self._patience.refused(error)

@@ -57,6 +57,18 @@ async def expire(connection: AsyncConnection, key: str) -> None:
     assert (await connection.execute(moved, (key,))).rowcount == 1
 
 
+async def until_locked(dsn: str, count: int) -> None:
+    """Wait until so many connections wait for a lock."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(dsn, autocommit=True) as sql:
+        await asyncio.to_thread(
+            eventually, lambda: sql.execute(query).fetchone() == (count,), "the wait for a lock"
+        )
+
+
 async def revision_of(kv: KeyValues, key: str) -> int:
     entry = await kv.get_entry(key)
     assert entry is not None
@@ -238,6 +250,23 @@ async def test_create_only_writes_a_missing_key(kv: KeyValues) -> None:
     with pytest.raises(ConflictError, match="exists already"):
         await kv.set("k", 2, create=True)
     assert await kv.get("k") == 1
+
+
+async def test_a_key_deleted_under_a_write_comes_back_with_a_larger_revision(
+    kv: KeyValues, plain: AsyncConnection, dsn: str
+) -> None:
+    await kv.set("k", 1)
+    async with plain.transaction():
+        await plain.execute("SELECT FROM kv WHERE key = 'k' FOR UPDATE")
+        deleting = asyncio.create_task(kv.delete("k"))
+        await until_locked(dsn, 1)
+        writing = asyncio.create_task(kv.set("k", 3))
+        await until_locked(dsn, 2)
+        update = "UPDATE kv SET value = '2' WHERE key = 'k' RETURNING revision"
+        row = await (await plain.execute(update)).fetchone()
+    await deleting
+    assert row is not None
+    assert await writing > row[0]
 
 
 async def test_a_write_at_a_revision_loses_once_it_moved(kv: KeyValues) -> None:

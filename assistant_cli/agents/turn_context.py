@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from ..crash_points import reach
 from ..messages import MAIN_CONVERSATION, Effect, Message, Turn
 from ..models import Prompt
 from ..store.board import shorten_detail
@@ -61,4 +62,7 @@ class TurnContext:
             prompt = await build_prompt(host.database, host.clock, self._desk, turn, text)
         else:
             prompt = Prompt(text, turn.agent, turn.conversation or MAIN_CONVERSATION, turn.id)
-        return await model.reply(prompt)
+        reach("model.before")
+        reply = await model.reply(prompt)
+        reach("model.after")
+        return reply

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from ..crash_points import reach
 from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, LeaseLostError
 from ..json_values import dump_json, load_json
 from ..messages import AgentStatus
@@ -139,7 +140,9 @@ class StatusBoard:
         # As one text: psycopg would spend longer on arrays than the server on the update.
         updates = [{"agent": u.agent, "token": u.token, **u.entry} for u in batch]
         async with self._database.connection() as connection:
+            reach("board.before")
             cursor = await connection.execute(_SQL["update"], {"updates": json.dumps(updates)})
+            reach("board.after")
             row = await cursor.fetchone()
         return set(row[0]) if row else set()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from ..crash_points import reach
 from ..messages import Outcome, Trigger, Turn
 from . import firing, inbox, turns
 from .database import Connection, Database
@@ -57,7 +58,10 @@ async def begin_delivery(database: Database, token: int) -> Turn:
     """Begin a turn that delivers what is due; no model takes part."""
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
-        return await _begin_delivery(connection, token)
+        turn = await _begin_delivery(connection, token)
+        reach("delivery.before")
+    reach("delivery.after")
+    return turn
 
 
 async def deliver(
@@ -76,7 +80,10 @@ async def deliver(
     """
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
-        return await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
+        outcome = await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
+        reach("firing.before")
+    reach("firing.after")
+    return outcome
 
 
 async def deliver_at_once(

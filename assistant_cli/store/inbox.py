@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, dict_row
 
+from ..crash_points import reach
 from ..errors import AgentFailedError, ConflictError, DatabaseUnreachableError, NotFoundError
 from ..messages import (
     MAIN_CONVERSATION,
@@ -103,9 +104,11 @@ async def put_message(
 async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
     """Put a message, or find the one that has its id: its id, conversation and content."""
     async with database.connection() as connection:
+        reach("send.before")
         if not (await connection.execute(_SQL["put"], parameters)).rowcount:
             # It is known already, but perhaps not yet on the standbys; this waits for them.
             await connection.execute(_SQL["confirm"], parameters)
+        reach("send.after")
         return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 
@@ -147,12 +150,14 @@ async def claim_turn(database: Database, token: int, model: str) -> Turn | None:
     """Claim all waiting messages of the conversation that waits longest, as one turn."""
     async with database.connection() as connection:
         cursor = connection.cursor(row_factory=dict_row)
+        reach("claim.before")
         await cursor.execute(_SQL["claim"], {"token": token, "model": model})
         rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
         if not rows:
             # The statement claims nothing either where the lease is lost.
             await guard(connection, AGENT, token)
             return None
+    reach("claim.after")
     messages = [_message(row) for row in rows]
     return Turn(rows[0]["turn_id"], AGENT, "message", messages[0].conversation, messages)
 
@@ -167,6 +172,8 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
         if await turns.end(connection, turn, "done"):
             await _keep_replies(connection, turn, replies)
             await announce(connection)
+        reach("reply.before")
+    reach("reply.after")
 
 
 async def fail_turn(
@@ -203,6 +210,8 @@ async def fail_turn(
         query = "return_failed" if attempted else "return_unattempted"
         await connection.execute(_SQL[query], parameters)
         await announce(connection)
+        reach("failure.before")
+    reach("failure.after")
 
 
 async def recover(database: Database, token: int) -> list[int]:
@@ -214,7 +223,9 @@ async def recover(database: Database, token: int) -> list[int]:
         # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
         await connection.execute(_SQL["return_unexecuted"], {"token": token})
         await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
-        return closed
+        reach("recovery.before")
+    reach("recovery.after")
+    return closed
 
 
 async def retry_turn(database: Database, turn_id: int) -> int:

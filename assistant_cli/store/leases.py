@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from psycopg.rows import class_row
 
+from ..crash_points import reach
 from ..errors import ConflictError, DatabaseUnreachableError, LeaseLostError
 from ..process_identity import ProcessIdentity, known_dead, own_identity
 from .database import Connection, Database
@@ -77,6 +78,8 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
             holders = await _holders(connection, agents)
             raise _held([holder for holder in holders if holder.token not in tokens])
         await connection.execute(_SQL["announce"])
+        reach("lease.before")
+    reach("lease.after")
     return Lease(tuple(agents), tokens[0])
 
 
@@ -100,7 +103,10 @@ async def renew(connection: Connection, lease: Lease) -> None:
         LeaseLostError: another process took an agent over.
     """
     parameters = {"agents": list(lease.agents), "token": lease.token, "duration": LEASE}
-    if (await connection.execute(_SQL["renew"], parameters)).rowcount < len(lease.agents):
+    reach("renewal.before")
+    renewed = (await connection.execute(_SQL["renew"], parameters)).rowcount
+    reach("renewal.after")
+    if renewed < len(lease.agents):
         holders = await _holders(connection, lease.agents)
         other = [holder for holder in holders if holder.token != lease.token]
         taker = f"{other[0].agent} was taken over by {other[0]}" if other else "it was removed"
@@ -114,6 +120,8 @@ async def release(database: Database, lease: Lease) -> None:
             _SQL["release"], {"agents": list(lease.agents), "token": lease.token}
         )
         await connection.execute(_SQL["announce"])
+        reach("release.before")
+    reach("release.after")
 
 
 async def forget_dead_holder(database: Database, agent: str) -> None:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from ..crash_points import reach
 from ..errors import NotFoundError
 from ..messages import MAIN_CONVERSATION, SILENCE, Effect, Message, Outcome, Trigger, Turn
 from . import inbox, turns
@@ -117,7 +118,10 @@ async def begin(
         trigger: Trigger = "request" if cursor.rowcount else "timer"
         await store_text(connection, f"{agent}_last_tick_at", _iso(now))
         await _store_next(connection, agent, next_tick)
-        return await turns.begin(connection, agent, trigger, MAIN_CONVERSATION, token, model)
+        turn = await turns.begin(connection, agent, trigger, MAIN_CONVERSATION, token, model)
+        reach("tick.before")
+    reach("tick.after")
+    return turn
 
 
 async def finish(
@@ -159,6 +163,8 @@ async def finish(
         for number, effect in enumerate(effects):
             await inbox.apply_effect(connection, turn, effect, number)
         await inbox.announce(connection)
+        reach("thought.before")
+    reach("thought.after")
     return outcome
 
 

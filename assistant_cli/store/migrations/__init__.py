@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 
+from ...crash_points import reach
 from ...errors import ConfigurationError
 from ..database import Connection, Database, translate
 
@@ -89,7 +90,10 @@ async def migrate(database: Database) -> list[Migration]:
         missing = [step for step in list_migrations() if step.version > version]
         for step in missing:
             await connection.execute(step.script.encode())
-        return missing
+            reach("migration.step")
+        reach("migration.before")
+    reach("migration.after")
+    return missing
 
 
 async def _version_in_transaction(connection: Connection) -> int:

@@ -1,0 +1,103 @@
+"""What is stored once all is quiet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+MARKER = "k/the-end"
+"""A watch that has delivered this key has delivered everything that was written before it."""
+
+SCHEDULED = "another second"
+"""The text of the schedule, which is said every second."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """What is stored.
+
+    Attributes:
+        keys: key to value and revision.
+        board: the stored status board.
+        board_events: agent and detail of each transition, in order.
+        messages: rows by position.
+        turns: rows by id.
+        leases: agent to token.
+        firings: the time of each firing of the schedule, in seconds, and how many it stands for.
+        next_firing: the next time of the schedule, in seconds.
+        said: how often the text of the schedule was said.
+        watchers: the clients that watched until the end.
+        retried: ids of messages that were kept as failed, and then retried.
+    """
+
+    keys: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    board: dict[str, Any] = field(default_factory=dict)
+    board_events: Sequence[tuple[str, str | None]] = ()
+    messages: Sequence[dict[str, Any]] = ()
+    turns: Sequence[dict[str, Any]] = ()
+    leases: dict[str, int] = field(default_factory=dict)
+    firings: Sequence[tuple[float, int]] = ()
+    next_firing: float = 0.0
+    said: int = 0
+    watchers: Sequence[str] = ()
+    retried: Sequence[str] = ()
+
+
+def read_store(dsn: str) -> Final:
+    """What is stored now, read with plain SQL."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+
+        def query(text: str) -> list[dict[str, Any]]:
+            return connection.execute(text.encode()).fetchall()
+
+        keys = query("SELECT key, value, revision FROM kv WHERE key LIKE 'k/%'")
+        boards = query("SELECT value FROM kv WHERE key = 'status_board'")
+        events = query("SELECT agent, detail FROM assistant.board_events ORDER BY id")
+        messages = query(
+            "SELECT id::text, position, conversation, role, content, source, state, "
+            "reply_id::text FROM assistant.messages WHERE source IN ('cli', 'conversation') "
+            "ORDER BY position"
+        )
+        turns = query("SELECT id, agent, token, outcome FROM assistant.turns ORDER BY id")
+        leases = query("SELECT agent, token FROM assistant.leases")
+        firings = query(
+            "SELECT extract(epoch FROM runs.due_at)::float8 AS at, missed + 1 AS times "
+            "FROM assistant.schedule_runs AS runs JOIN assistant.schedules ON id = schedule_id "
+            f"WHERE content = '{SCHEDULED}' ORDER BY 1"
+        )
+        following = query(
+            "SELECT extract(epoch FROM due_at)::float8 AS at FROM assistant.schedules "
+            f"WHERE content = '{SCHEDULED}'"
+        )
+        said = query(
+            f"SELECT count(*) AS times FROM assistant.messages WHERE content = '{SCHEDULED}'"
+        )
+    return Final(
+        keys={row["key"]: (row["value"], row["revision"]) for row in keys},
+        board=boards[0]["value"] if boards else {},
+        board_events=[(row["agent"], row["detail"]) for row in events],
+        messages=messages,
+        turns=turns,
+        leases={row["agent"]: row["token"] for row in leases},
+        firings=[(row["at"], row["times"]) for row in firings],
+        next_firing=following[0]["at"] if following else 0.0,
+        said=said[0]["times"],
+    )
+
+
+def keep_final(final: Final, folder: Path) -> None:
+    """Keep it beside the histories."""
+    (folder / "final.json").write_text(json.dumps(asdict(final), default=str), "utf-8")
+
+
+def read_final(folder: Path) -> Final:
+    """What was stored at the end of a campaign whose histories lie in the folder."""
+    final = Final(**json.loads((folder / "final.json").read_text("utf-8")))
+    keys = {key: (value, revision) for key, (value, revision) in final.keys.items()}
+    return replace(final, keys=keys, board_events=[(a, d) for a, d in final.board_events])

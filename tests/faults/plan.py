@@ -1,0 +1,116 @@
+"""What a campaign does: its faults, all of which follow from the seed, and who is at work."""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .client import LEASE
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL to a client or to `assistant run`; it is started again."""
+
+    actor: int
+
+
+@dataclass(frozen=True)
+class Leave:
+    """SIGTERM to one of those that run `assistant run`; it is started again."""
+
+    actor: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """SIGSTOP for longer than a lease, then SIGCONT."""
+
+    actor: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restart:
+    """SIGINT (fast), SIGQUIT (immediate) or SIGKILL to the server, which is started again."""
+
+    signal: signal.Signals
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """The administrator ends a share of the connections."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network of half of the clients is bad for a while, or resets what is open."""
+
+    fault: Any
+    seconds: float
+
+
+Fault = Kill | Leave | Stop | Restart | Terminate | Network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign does.
+
+    Attributes:
+        pace: the mean pause between two faults, in seconds.
+        calm: seconds of work after the last fault.
+        patience: seconds in which everybody must come to an end afterwards.
+        renewal: seconds between renewals of a lease; with more than a lease, all of them lapse.
+        epoch: seconds after which clients go on with other keys.
+        actors: how many of each role.
+        project: the folder with the packages `assistant_cli` and `tests` that the clients run.
+    """
+
+    seed: int
+    kills: int = 0
+    restarts: int = 0
+    others: int = 0
+    pace: float = 0.6
+    calm: float = 0.0
+    patience: float = 30.0
+    renewal: float = 0.5
+    epoch: float = 2.0
+    actors: dict[str, int] = field(default_factory=lambda: dict(EVERYBODY))
+    project: Path = PROJECT
+
+    @property
+    def roles(self) -> list[str]:
+        """The role of each actor."""
+        return [role for role, count in self.actors.items() for _ in range(count)]
+
+    def faults(self) -> list[Fault]:
+        """The faults in their order."""
+        choices = random.Random(self.seed)
+        everybody = range(len(self.roles))
+        hosts = [actor for actor in everybody if self.roles[actor] == "host"]
+        ways = [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
+        networks = ["reset", "delay", "freeze", "lose requests", "lose answers"]
+        lease = LEASE.total_seconds()
+        faults: list[Fault] = [
+            *(Kill(choices.choice(everybody)) for _ in range(self.kills)),
+            *(Restart(choices.choice(ways)) for _ in range(self.restarts)),
+        ]
+        for _ in range(self.others):
+            others: list[Fault] = [
+                Stop(choices.choice(everybody), choices.uniform(lease, 2 * lease)),
+                Terminate(choices.choice([0.2, 1.0])),
+                Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
+                *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
+            ]
+            faults.append(choices.choice(others))
+        choices.shuffle(faults)
+        return faults

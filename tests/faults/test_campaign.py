@@ -1,0 +1,36 @@
+"""The short campaign; the long one is `python -m tests.faults`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from .campaign import run_campaign
+from .plan import Plan
+
+SEED = int(os.environ.get("FAULTS_SEED", "4"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(Plan(SEED, kills=12, restarts=3, others=8), id="every fault"),
+        pytest.param(
+            Plan(SEED, kills=2, calm=6, renewal=6, actors={"hold": 2, "send": 2, "host": 2}),
+            id="leases that lapse",
+        ),
+    ],
+)
+async def test_nothing_is_lost_nothing_done_twice_and_nothing_lies(plan: Plan, place: Path) -> None:
+    report = await run_campaign(plan, place / "home", place / "histories")
+    assert report.violations == [], report
+    assert report.operations > 100, report
+
+
+def test_a_plan_follows_from_its_seed() -> None:
+    plan = Plan(1, kills=5, restarts=5, others=5)
+    assert plan.faults() == Plan(1, kills=5, restarts=5, others=5).faults()
+    assert plan.faults() != Plan(2, kills=5, restarts=5, others=5).faults()
