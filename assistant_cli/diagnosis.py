@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from .active_hours import parse_active_hours
-from .agents.heartbeat import parse_daily_tokens
 from .durations import parse_duration, parse_interval
 from .errors import (
     AssistantError,
@@ -16,7 +15,7 @@ from .errors import (
     NotPermittedError,
 )
 from .models import get_model
-from .settings import Settings
+from .settings import Settings, parse_daily_tokens
 from .store import health
 from .store.database import Database, redact_dsn
 from .store.migrations import LATEST_VERSION, check_version

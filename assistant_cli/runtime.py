@@ -298,6 +298,8 @@ async def keep_lease(database: Database, lease: Lease) -> None:
                 while True:
                     async with asyncio.timeout(_RENEWAL_PATIENCE_SECONDS):
                         await leases.renew(connection, lease)
+                    if failing:
+                        log.info("the database is back, and the lease is ours")
                     failing = False
                     await asyncio.sleep(leases.RENEWAL.total_seconds())
         except (psycopg.Error, TimeoutError, DatabaseUnreachableError) as error:

@@ -7,7 +7,8 @@ A command-line option beats an environment variable, which beats the config file
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,40 @@ def _parse_config(path: Path, text: str) -> tuple[dict[str, str], dict[str, str]
         if key not in _KEYS:
             known = ", ".join(sorted(_KEYS))
             raise ConfigurationError(f"{path}: unknown key {key!r}; the keys are {known}, [models]")
-    return _texts(path, content), _texts(path, models)
+    texts = _texts(path, content)
+    for key in texts:
+        _check_form(path, key, texts[key])
+    return texts, _texts(path, models)
+
+
+def _check_form(path: Path, key: str, text: str) -> None:
+    from .active_hours import parse_active_hours
+    from .durations import parse_duration, parse_interval
+
+    parsers: dict[str, Callable[[str], object]] = {
+        "heartbeat": parse_interval,
+        "heartbeat_hours": parse_active_hours,
+        "heartbeat_tokens": parse_daily_tokens,
+        "turn_timeout": parse_duration,
+    }
+    try:
+        if key in parsers:
+            parsers[key](text)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {key}: {error}") from None
+
+
+def parse_daily_tokens(text: str) -> int | None:
+    """Read a number of tokens such as `250000`; None for `off`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "off":
+        return None
+    if not re.fullmatch(r"[0-9][0-9_]{0,17}", text, re.ASCII):
+        raise ValueError(f"{text!r} is no number of tokens; write it like 250000 or off")
+    return int(text)
 
 
 def _texts(path: Path, table: dict[str, Any]) -> dict[str, str]:

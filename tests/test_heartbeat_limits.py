@@ -14,6 +14,7 @@ from assistant_cli.agents.heartbeat import Limits
 from assistant_cli.store import inbox, ticks
 from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
+from assistant_cli.store.status import get_snapshot
 
 from .conftest import CommandLine, eventually
 from .driven_clock import DrivenClock
@@ -218,6 +219,57 @@ def test_who_waits_for_a_heartbeat_waits_no_longer_than_wished(
     assistant.start_run("--model", hold.model, "--heartbeat", "off")
     assert assistant("heartbeat", "now", "--wait", "--timeout", "1s").code == 124
     assert assistant("heartbeat", "now", "--wait", "--timeout", "soon").code == 2
+
+
+def test_who_waits_is_told_when_the_process_dies(assistant: CommandLine, tmp_path: Path) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    process = assistant.start_run("--model", hold.model, "--heartbeat", "off")
+    waiting = assistant.start("heartbeat", "now", "--wait")
+    eventually(lambda: hold.asked, "the heartbeat's question")
+    process.kill()
+    out, err = waiting.communicate(timeout=30)
+    assert (waiting.returncode, out) == (4, "")
+    assert "the process that hosted heartbeat is gone" in err
+    (turn,) = json.loads(assistant("turns", "ls", "--json").out)["turns"]
+    cancelled = assistant("turns", "cancel", str(turn["id"]))
+    assert (cancelled.code, cancelled.out) == (0, "")
+    assert cancelled.err == f"assistant: no process ran turn {turn['id']} any more; it is closed\n"
+    assert "outcome\tinterrupted\n" in assistant("heartbeat", "last").out
+    assert assistant("turns", "cancel", str(turn["id"])).code == 5
+
+
+async def test_a_process_that_is_gone_is_told_of_wherever_the_board_is_shown(
+    database: Database, hold: Hold
+) -> None:
+    await StatusBoard(database).update("backup", {"status": "running", "detail": "copying"})
+    await rows(
+        database,
+        "INSERT INTO assistant.leases VALUES ('backup', 1, 'elsewhere', 1, 'x', now(), now())",
+    )
+    gone = "backup: running — copying (stale: its process is gone)"
+    clock = DrivenClock()
+    async with hosting(database, hold.model, clock, heartbeat=HALF_HOUR):
+        assert gone in await ask(database, "/status")
+        await until_equal(database, "SELECT count(*) FROM assistant.turns", [2])
+        await ticks.request(database, "heartbeat")
+
+        async def asked() -> object:
+            return hold.asked
+
+        await until(asked)
+    assert gone in hold.asked[0]
+
+
+async def test_what_its_sender_cancelled_is_not_reported_as_failed(
+    database: Database, hold: Hold
+) -> None:
+    message = await inbox.put_message(database, "long", conversation="main")
+    await inbox.withdraw(database, message)
+    async with hosting(database, clock=DrivenClock(), **ONLY_HEARTBEAT):
+        await until_equal(database, "SELECT outcome FROM assistant.turns", ["silent"])
+    assert await rows(database, SAID) == []
+    assert (await get_snapshot(database)).inbox.failed == 0
 
 
 @pytest.mark.parametrize(

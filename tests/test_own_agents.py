@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +20,7 @@ from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .driven_clock import DrivenClock
-from .hosting import Hold, hosting, rows, until, until_equal
+from .hosting import Hold, ask, hosting, rows, until, until_equal
 
 TURNS = "SELECT outcome, error FROM assistant.turns WHERE outcome <> 'running' ORDER BY id"
 SAID = "SELECT source, conversation, content FROM assistant.messages ORDER BY position"
@@ -145,6 +150,100 @@ async def test_what_it_raises_fails_the_turn_with_the_reason_and_the_place(
     assert outcomes == ["failed", "failed", "silent"]
 
 
+async def leaves() -> None:
+    sys.exit(3)
+
+
+async def cancels_itself() -> None:
+    task = asyncio.create_task(asyncio.sleep(9))
+    task.cancel()
+    await task
+
+
+async def interrupts() -> None:
+    raise BaseExceptionGroup("both", [KeyboardInterrupt()])
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (leaves, "SystemExit: 3 (test_own_agents.py line "),
+        (cancels_itself, "CancelledError ("),
+        (interrupts, "BaseExceptionGroup: both (1 sub-exception) ("),
+    ],
+)
+async def test_whatever_it_raises_ends_its_turn_and_nothing_else(
+    database: Database, act: Callable[[], Awaitable[None]], reason: str
+) -> None:
+    @agent(every="1h")
+    async def sloppy(turn: TurnContext) -> None:
+        await act()
+
+    async with hosting(database, agents=["conversation", sloppy]) as task:
+        await until_equal(database, "SELECT outcome FROM assistant.turns", ["failed"])
+        assert "/remind" in await ask(database, "/help")
+        assert not task.done()
+    errors = await rows(database, "SELECT error FROM assistant.turns WHERE agent = 'sloppy'")
+    assert [error.startswith(reason) for error in errors] == [True], errors
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        (42, "odd returned int; return text or None"),
+        (b"bytes", "odd returned bytes; return text or None"),
+        ("\ud800", "the text is not valid UTF-8"),
+        ("x" * 256_001, "a message has at most 256,000 bytes; this has 256,001"),
+    ],
+)
+async def test_what_cannot_be_said_is_a_failed_turn(
+    database: Database, returned: Any, reason: str
+) -> None:
+    @agent(every="1h")
+    async def odd(turn: TurnContext) -> str:
+        return returned  # type: ignore[no-any-return]
+
+    async with hosting(database, agents=[odd]):
+        await until_equal(database, TURNS, [("failed", reason)])
+    assert await rows(database, SAID) == []
+
+
+STUBBORN = """
+import asyncio
+from assistant_cli import TurnContext, agent
+
+@agent(every="1s", timeout="300ms")
+async def stubborn(turn: TurnContext) -> None:
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+"""
+
+
+def test_one_that_ignores_its_end_holds_up_neither_the_others_nor_a_signal(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(STUBBORN)
+    agents = ("--agent", "mine:stubborn", "--agent", "conversation")
+    process = assistant.start("run", *agents, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+    def turns() -> list[Any]:
+        listed = json.loads(assistant("turns", "ls", "--agent", "stubborn", "--json").out)["turns"]
+        return [(turn["outcome"], turn["error"]) for turn in listed]
+
+    eventually(lambda: len(turns()) > 1 and turns()[1][0] != "running", "two turns")
+    assert turns()[:2] == [
+        ("timed_out", "no result within the deadline of 300ms"),
+        ("failed", "an earlier turn of it has not ended; a restart of the run ends it"),
+    ]
+    assert "/remind" in assistant("send", "--wait", "/help").out
+    process.terminate()
+    assert process.wait(15) == 0
+    assert assistant("status", "stubborn").out.startswith("stubborn\tidle\t")
+
+
 async def test_its_own_deadline_ends_a_turn_and_the_others_are_not_held_up(
     database: Database, tmp_path: Path
 ) -> None:
@@ -177,6 +276,8 @@ async def test_a_language_less_model_has_nothing_to_say_for_it(database: Databas
         ("def x(turn): pass", "no agent"),
         ("raise RuntimeError('at import')", "cannot import mine: RuntimeError: at import"),
         ("this is no Python", "cannot import mine: SyntaxError"),
+        ("import sys; sys.exit(0)", "cannot import mine: SystemExit: 0"),
+        ("from assistant_cli import agent\n@agent\nasync def x(turn): pass", "with parentheses"),
         ("from assistant_cli import agent\n@agent()\nasync def x(turn): pass", "has no time"),
         (
             "from assistant_cli import agent\n@agent(every='soon')\nasync def x(turn): pass",
@@ -216,7 +317,10 @@ def test_a_module_that_is_not_there_is_told(assistant: CommandLine) -> None:
     done = assistant("run", "--agent", "nowhere.at.all:x")
     assert (done.code, done.out) == (78, "")
     assert "cannot import nowhere.at.all" in done.err
-    assert assistant("run", "--agent", "nobody").code == 2
+    for reference in ("nobody", ":x", "../mine:x", "mine:", "mine:x:y"):
+        told = assistant("run", "--agent", reference)
+        assert (told.code, told.out) == (2, "")
+        assert "pkg.module:name" in told.err
 
 
 def test_the_decorator_makes_a_definition_that_can_be_called() -> None:

@@ -9,11 +9,10 @@ from datetime import datetime
 
 from ..clock import Clock
 from ..messages import AddSchedule, Effect, Message, Remember, Reply
-from ..store.board import format_entry
 from ..store.database import Database
 from ..store.inbox import read_history
 from ..store.schedules import list_schedules
-from ..store.status import get_snapshot
+from ..store.status import format_agents, get_snapshot
 from ..timing import host_zone, split_at
 
 _COMMAND = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
@@ -69,9 +68,8 @@ async def obey(
 
 async def _status(call: _Call) -> Reply:
     snapshot = await get_snapshot(call.database)
-    lines = [format_entry(row.agent, row.status, row.detail) for row in snapshot.agents]
-    waiting = snapshot.inbox.waiting
-    return call.reply("\n".join([*lines, f"messages waiting: {waiting}"]))
+    board = format_agents(snapshot.agents)
+    return call.reply(f"{board}\nmessages waiting: {snapshot.inbox.waiting}")
 
 
 async def _remember(call: _Call) -> Reply:

@@ -9,9 +9,9 @@ from ..clock import Clock
 from ..messages import Message, Turn
 from ..models import Prompt
 from ..store import schedules
-from ..store.board import read_formatted
 from ..store.database import Database
 from ..store.inbox import read_history
+from ..store.status import read_formatted
 from .desk import TurnDesk, as_data
 
 HISTORY_TOKENS = 8_000

@@ -37,7 +37,7 @@ class ConversationAgent:
         self.name = definition.name
         self.timeout = definition.timeout
         self._host = host
-        self._work = definition.work
+        self._definition = definition
         self._woken = asyncio.Event()
         self._obeyed: list[Reply] = []
         self._refused = False
@@ -75,7 +75,7 @@ class ConversationAgent:
     async def _answer(self, turn: Turn, texts: list[Message]) -> Reply:
         context = TurnContext(self._host, turn, texts)
         try:
-            reply = await self._work(context)
+            reply = await self._definition.perform(context)
         except RefusedError:
             self._refused = True
             raise

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING
 
 from ..clock import SystemClock
 from ..durations import parse_duration, parse_interval
-from ..errors import BadDataError, ConfigurationError
+from ..errors import AssistantError, BadDataError, ConfigurationError, UsageError
+from ..messages import check_content
 from ..store.board import check_agent
 from ..timing import host_zone, plan_cron
 from . import AGENTS
@@ -21,6 +26,14 @@ if TYPE_CHECKING:
 
 Work = Callable[["TurnContext"], Awaitable[str | None]]
 """What an agent does in a turn; what it returns is said, None or nothing but space is silence."""
+
+_REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+class WorkError(AssistantError):
+    """An agent's function failed; so does its turn."""
+
+    exit_code = 6
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,39 @@ class AgentDefinition:
         """What the board shows while a turn runs: the first line of the function's docstring."""
         return (inspect.getdoc(self.work) or "at work").partition("\n")[0]
 
+    async def perform(self, turn: TurnContext) -> str | None:
+        """Do the work of a turn; nothing that it raises ends more than the turn.
+
+        Raises:
+            AssistantError: it failed, or returned what cannot be said.
+        """
+        try:
+            said = await self.work(turn)
+        except AssistantError:
+            raise
+        except BaseException as problem:
+            task = asyncio.current_task()
+            if isinstance(problem, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            raise WorkError(_describe(problem)) from problem
+        if said is None:
+            return None
+        if not isinstance(said, str):
+            raise WorkError(f"{self.name} returned {type(said).__name__}; return text or None")
+        if said.strip():
+            check_content(said)
+        return said
+
+
+def _describe(problem: BaseException) -> str:
+    """What went wrong in an agent, and where, on one line."""
+    place = extract_tb(problem.__traceback__)[-1]
+    what = f"{type(problem).__name__}: {problem}".partition("\n")[0].removesuffix(": ")
+    return f"{what} ({Path(place.filename).name} line {place.lineno})"
+
 
 def agent(
-    *,
+    *misused: object,
     name: str | None = None,
     every: str | None = None,
     cron: str | None = None,
@@ -108,6 +151,8 @@ def agent(
     Raises:
         ValueError: one of these cannot be understood.
     """
+    if misused:
+        raise ValueError("write @agent(every='10m'), with parentheses")
     if every is not None and cron is not None:
         raise ValueError("give one of every and cron")
 
@@ -144,12 +189,15 @@ def load_agent(reference: str) -> AgentDefinition:
     """The agent that `pkg.module:name` refers to.
 
     Raises:
+        UsageError: it is of another form.
         ConfigurationError: there is none, or it cannot be hosted.
     """
+    if not _REFERENCE.fullmatch(reference):
+        raise UsageError(f"{reference!r} is no agent; write it like pkg.module:name")
     module_name, _, attribute = reference.partition(":")
     try:
         found = getattr(import_module(module_name), attribute, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever a module of the user's does when it is imported.
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(

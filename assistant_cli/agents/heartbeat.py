@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from functools import partial
 from ..active_hours import ActiveHours, start_of_day
 from ..messages import SILENCE, Outcome, Turn
 from ..store import firing, heartbeat, ticks
-from ..store.board import read_formatted
+from ..store.status import read_formatted
 from ..store.turns import get_spend
 from . import HEARTBEAT
 from .definition import AgentDefinition, agent
@@ -65,19 +64,6 @@ class Limits:
     daily_tokens: int | None = None
 
 
-def parse_daily_tokens(text: str) -> int | None:
-    """Read a number of tokens such as `250000`; None for `off`.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if text == "off":
-        return None
-    if not re.fullmatch(r"[0-9][0-9_]{0,17}", text, re.ASCII):
-        raise ValueError(f"{text!r} is no number of tokens; write it like 250000 or off")
-    return int(text)
-
-
 class HeartbeatAgent(TimedAgent):
     """A timed agent that also fires reminders and schedules, when they are due.
 
@@ -121,7 +107,7 @@ class HeartbeatAgent(TimedAgent):
         if reason := await self._reason_not_to_think(turn):
             return partial(self._finish_tick, turn, None, context, reason)
         async with self._delivering():
-            thought = await self._definition.work(context)
+            thought = await self._definition.perform(context)
         return partial(self._finish_tick, turn, thought, context)
 
     def _delivery(self, turn: Turn) -> Finish:

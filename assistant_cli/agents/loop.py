@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from asyncio.tasks import _unregister_task
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
-from traceback import extract_tb
 from typing import Protocol, TypeVar
 
 from ..clock import Clock, SystemClock
@@ -50,6 +49,7 @@ class Host:
         retry_delay: the pause before a message is tried again.
         until_idle: agents leave when they have nothing to do.
         executing: the turns that execute, by id.
+        stuck: what goes on although its turn has ended, by the agent's name.
     """
 
     database: Database
@@ -62,6 +62,7 @@ class Host:
     clock: Clock = field(default_factory=SystemClock)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     executing: dict[int, asyncio.Task[Finish]] = field(default_factory=dict)
+    stuck: dict[str, asyncio.Task[Finish]] = field(default_factory=dict)
 
     def model_of(self, agent: str) -> Model:
         """What answers for an agent."""
@@ -77,6 +78,12 @@ class Host:
 
 class TurnCancelledError(AssistantError):
     """Somebody asked for the turn to be ended."""
+
+    exit_code = 6
+
+
+class StuckError(AssistantError):
+    """An agent cannot begin a turn: what an earlier one began goes on."""
 
     exit_code = 6
 
@@ -240,7 +247,7 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     """Execute a turn and keep its result; returns its outcome, and why it failed."""
     limit = agent.timeout or host.turn_timeout
     try:
-        async with asyncio.timeout(limit.total_seconds()) as deadline:
+        async with asyncio.timeout(limit.total_seconds()):
             finish = await _execute_cancellably(agent, host, turn)
         return await patiently(finish), None
     except LeaseLostError:
@@ -248,27 +255,19 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
     except TurnCancelledError as request:
         outcome: Outcome = "interrupted"
         error = str(request)
+    except TimeoutError:
+        outcome = "timed_out"
+        error = f"no result within the deadline of {format_duration(limit)}"
     except AssistantError as problem:
         outcome, error = "failed", str(problem)
     except Exception as problem:
-        if deadline.expired():
-            outcome = "timed_out"
-            error = f"no result within the deadline of {format_duration(limit)}"
-        else:
-            # One agent's fault must not end the process that holds the others as well.
-            event = f"{agent.name}: turn {turn.id} met an unforeseen error"
-            log.exception("%s", event, extra=_names(agent, turn))
-            outcome, error = "failed", _describe_fault(problem)
+        # A fault of ours must not end the process that holds the other agents as well.
+        event = f"{agent.name}: turn {turn.id} met an unforeseen error"
+        log.exception("%s", event, extra=_names(agent, turn))
+        outcome, error = "failed", f"unforeseen {type(problem).__name__}"
     error = error[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))
     return outcome, error
-
-
-def _describe_fault(error: Exception) -> str:
-    """What went wrong in an agent, and where, on one line."""
-    place = extract_tb(error.__traceback__)[-1]
-    what = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return f"{what} ({Path(place.filename).name} line {place.lineno})"
 
 
 async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
@@ -276,18 +275,39 @@ async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
 
     Raises:
         TurnCancelledError: it was.
+        StuckError: an earlier turn of the agent has never ended.
     """
+    stuck = host.stuck.get(agent.name)
+    if stuck is not None and not stuck.done():
+        raise StuckError("an earlier turn of it has not ended; a restart of the run ends it")
     task = asyncio.create_task(patiently(lambda: agent.execute(turn)))
     host.executing[turn.id] = task
     try:
-        return await task
-    except asyncio.CancelledError:
-        this = asyncio.current_task()
-        if this is not None and this.cancelling():
-            raise
-        raise TurnCancelledError(CANCELLED) from None
+        await asyncio.wait({task})
     finally:
         host.executing.pop(turn.id, None)
+        if not task.done():
+            await _end(agent, host, turn, task)
+    if task.cancelled():
+        raise TurnCancelledError(CANCELLED)
+    return task.result()
+
+
+async def _end(agent: Agent, host: Host, turn: Turn, task: asyncio.Task[Finish]) -> None:
+    """Cancel the task of a turn; one that ignores it is left behind."""
+    task.cancel()
+    try:
+        await asyncio.wait({task}, timeout=_RELEASE_SECONDS)
+    finally:
+        if task.done():
+            # Looked at, or its error would be told as one that nobody looked at.
+            _ = task.cancelled() or task.exception()
+        else:
+            log.error("%s: turn %d goes on past its end", agent.name, turn.id)
+            host.stuck[agent.name] = task
+            # The end of the program must not wait for it either.
+            _unregister_task(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 async def _show(agent: Agent, host: Host, status: AgentStatus, detail: str | None) -> None:

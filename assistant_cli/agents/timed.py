@@ -51,7 +51,7 @@ class TimedAgent:
 
     async def execute(self, turn: Turn) -> Finish:
         context = TurnContext(self._host, turn)
-        said = await self._definition.work(context)
+        said = await self._definition.perform(context)
         return lambda: self._finish(turn, said, context)
 
     async def _finish(self, turn: Turn, said: str | None, context: TurnContext) -> Outcome:

@@ -28,7 +28,7 @@ from ..messages import (
 )
 from ..models import Tool
 from ..store import schedules
-from ..store.board import read_formatted
+from ..store.status import read_formatted
 from ..timing import Timing, host_zone, plan
 from . import HEARTBEAT
 from .loop import Host

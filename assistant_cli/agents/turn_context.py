@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ..crash_points import reach
+from ..errors import BadDataError
 from ..messages import MAIN_CONVERSATION, Effect, Message, Turn
 from ..models import Prompt
 from ..store.board import shorten_detail
@@ -47,6 +48,7 @@ class TurnContext:
 
     async def show(self, detail: str) -> None:
         """Show on the board what the agent does now; committed when this returns."""
+        self._require_open()
         entry = {"status": "running", "detail": shorten_detail(detail)}
         await self._host.board.update(self.agent, entry)
 
@@ -56,6 +58,7 @@ class TurnContext:
         Raises:
             ModelError: it gave no reply.
         """
+        self._require_open()
         host, turn = self._host, self._turn
         model = host.model_of(turn.agent)
         if model.talks:
@@ -66,3 +69,8 @@ class TurnContext:
         reply = await model.reply(prompt)
         reach("model.after")
         return reply
+
+    def _require_open(self) -> None:
+        """Refuse what goes on after its turn was ended."""
+        if self.id not in self._host.executing:
+            raise BadDataError(f"turn {self.id} is over")

@@ -42,7 +42,8 @@ def now(
 ) -> None:
     """Ask for a heartbeat now, also in a pause, out of hours, or when nothing has happened.
 
-    Its daily tokens hold all the same. Exit 3 where none is running; with --wait, 6 if it fails.
+    Its daily tokens hold all the same. Exit 3 where none is running; with --wait, 6 if it fails,
+    4 if its process dies.
 
     \b
     assistant heartbeat now --wait | mail -E -s 'from your assistant' "$USER"

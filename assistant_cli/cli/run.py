@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..store.database import Database
 
 T = TypeVar("T")
+_BUILT_IN = ("conversation", "heartbeat")
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +91,8 @@ def run(
         drain=duration(drain, "--drain"),
     )
     models = models_from(settings(), options.names, model)
+    for name in settings().models.keys() - {*options.names, *_BUILT_IN}:
+        output.tell(f"config.toml has a model for {name}, which this run does not host")
 
     async def host(database: Database) -> None:
         await host_agents(database, models, options)
@@ -116,18 +119,19 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
         UsageError: one of the durations is none.
     """
     from ..active_hours import parse_active_hours
-    from ..agents.heartbeat import Limits, parse_daily_tokens
+    from ..agents.heartbeat import Limits
     from ..durations import parse_interval
     from ..runtime import RunOptions
+    from ..settings import parse_daily_tokens
 
     interval = configured.heartbeat if heartbeat is None else heartbeat
     return RunOptions(
-        heartbeat=_parsed(parse_interval, interval, "the heartbeat"),
+        heartbeat=_parsed(parse_interval, interval, "--heartbeat or ASSISTANT_HEARTBEAT"),
         limits=Limits(
-            _parsed(parse_active_hours, configured.heartbeat_hours, "the heartbeat's hours"),
-            _parsed(parse_daily_tokens, configured.heartbeat_tokens, "the heartbeat's tokens"),
+            _parsed(parse_active_hours, configured.heartbeat_hours, "ASSISTANT_HEARTBEAT_HOURS"),
+            _parsed(parse_daily_tokens, configured.heartbeat_tokens, "ASSISTANT_HEARTBEAT_TOKENS"),
         ),
-        turn_timeout=duration(configured.turn_timeout, "the turn timeout"),
+        turn_timeout=duration(configured.turn_timeout, "ASSISTANT_TURN_TIMEOUT"),
     )
 
 

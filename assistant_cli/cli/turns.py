@@ -177,14 +177,14 @@ def cancel(turn_id: TurnId) -> None:
     """
 
     async def ask(database: Database) -> bool:
-        from ..store.turns import request_cancellation
+        from ..store.inbox import cancel_turn
 
-        return await request_cancellation(database, turn_id)
+        return await cancel_turn(database, turn_id)
 
     if with_database(ask):
         output.tell(f"turn {turn_id} was asked to end")
     else:
-        output.tell(f"no process runs turn {turn_id} any more; the next `assistant run` closes it")
+        output.tell(f"no process ran turn {turn_id} any more; it is closed")
 
 
 @app.command(cls=Command)

@@ -198,13 +198,6 @@ def shorten_detail(detail: str) -> str:
     return data[: MAX_DETAIL_BYTES - 3].decode("utf-8", "ignore") + "…"
 
 
-async def read_formatted(database: Database) -> str:
-    """The stored board as lines of text, whoever holds the agents."""
-    board = StatusBoard(database)
-    await board.read()
-    return board.format()
-
-
 def format_entry(agent: str, status: Any, detail: Any) -> str:
     """An entry as one line, whatever is in it: nobody's detail looks like another entry."""
     text = f"{agent}: {status}" + (f" — {detail}" if detail else "")

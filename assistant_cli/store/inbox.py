@@ -228,6 +228,26 @@ async def recover(database: Database, token: int) -> list[int]:
     return closed
 
 
+async def cancel_turn(database: Database, turn_id: int) -> bool:
+    """Ask for a running turn to be ended, or end it where its process is gone.
+
+    Its messages become failed and are not tried again.
+
+    Returns:
+        Whether a process may still run it.
+
+    Raises:
+        ConflictError: it has ended already.
+        NotFoundError: there is no such turn.
+    """
+    async with database.transaction() as connection:
+        runs = await turns.request_cancellation(connection, turn_id)
+        if not runs:
+            await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
+            await announce(connection)
+    return runs
+
+
 async def retry_turn(database: Database, turn_id: int) -> int:
     """Let the failed messages of a turn wait again, as if never tried; returns how many.
 
@@ -284,9 +304,13 @@ async def announce(connection: Connection) -> None:
 
 
 async def take_unreported(connection: Connection, patience: timedelta) -> list[Message]:
-    """Messages not reported yet that failed or wait longer than `patience`, oldest first."""
+    """Messages not reported yet that failed or wait longer than `patience`, oldest first.
+
+    Who cancelled one knows of it.
+    """
     cursor = connection.cursor(row_factory=class_row(Message))
-    await cursor.execute(_SQL["unanswered"], {"patience": patience})
+    parameters = {"patience": patience, "cancelled": turns.CANCELLED}
+    await cursor.execute(_SQL["unanswered"], parameters)
     return await cursor.fetchall()
 
 

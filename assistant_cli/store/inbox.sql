@@ -121,7 +121,7 @@ WITH taken AS (
     UPDATE assistant.messages SET reported_at = clock_timestamp()
     WHERE id IN (
         SELECT id FROM assistant.messages
-        WHERE reported_at IS NULL AND (state = 'failed'
+        WHERE reported_at IS NULL AND (state = 'failed' AND error IS DISTINCT FROM %(cancelled)s
             OR state = 'waiting' AND created_at < clock_timestamp() - %(patience)s)
         ORDER BY position LIMIT 100 FOR UPDATE SKIP LOCKED)
     RETURNING *

@@ -61,7 +61,7 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
     """
     identity = own_identity()
     async with database.transaction() as connection:
-        dead = [holder.token for holder in await _holders(connection, agents) if holder.gone]
+        dead = [holder.token for holder in await read_holders(connection, agents) if holder.gone]
         cursor = await connection.execute(
             _SQL["acquire"],
             {
@@ -75,7 +75,7 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
         )
         tokens = [row[0] for row in await cursor.fetchall()]
         if len(tokens) < len(agents):
-            holders = await _holders(connection, agents)
+            holders = await read_holders(connection, agents)
             raise _held([holder for holder in holders if holder.token not in tokens])
         await connection.execute(_SQL["announce"])
         reach("lease.before")
@@ -93,7 +93,7 @@ def _held(holders: list[Holder]) -> ConflictError:
 async def find_holders(database: Database, agents: Sequence[str]) -> list[Holder]:
     """The holders of those of the agents that anybody holds or held without releasing."""
     async with database.connection() as connection:
-        return await _holders(connection, agents)
+        return await read_holders(connection, agents)
 
 
 async def renew(connection: Connection, lease: Lease) -> None:
@@ -107,7 +107,7 @@ async def renew(connection: Connection, lease: Lease) -> None:
     renewed = (await connection.execute(_SQL["renew"], parameters)).rowcount
     reach("renewal.after")
     if renewed < len(lease.agents):
-        holders = await _holders(connection, lease.agents)
+        holders = await read_holders(connection, lease.agents)
         other = [holder for holder in holders if holder.token != lease.token]
         taker = f"{other[0].agent} was taken over by {other[0]}" if other else "it was removed"
         raise LeaseLostError(f"this process lost its lease: {taker}")
@@ -127,7 +127,7 @@ async def release(database: Database, lease: Lease) -> None:
 async def forget_dead_holder(database: Database, agent: str) -> None:
     """Remove the lease of a holder that is gone, before somebody else speaks for the agent."""
     async with database.transaction() as connection:
-        dead = [holder.token for holder in await _holders(connection, [agent]) if holder.gone]
+        dead = [holder.token for holder in await read_holders(connection, [agent]) if holder.gone]
         await connection.execute(_SQL["forget_expired"], {"agent": agent, "dead": dead})
 
 
@@ -146,6 +146,7 @@ async def guard(connection: Connection, agent: str, token: int) -> None:
         raise DatabaseUnreachableError(f"the lease of {agent} lapsed; waiting for its renewal")
 
 
-async def _holders(connection: Connection, agents: Sequence[str]) -> list[Holder]:
+async def read_holders(connection: Connection, agents: Sequence[str]) -> list[Holder]:
+    """The holders of those of the agents that anybody holds or held without releasing."""
     cursor = connection.cursor(row_factory=class_row(Holder))
     return await (await cursor.execute(_SQL["held"], {"agents": list(agents)})).fetchall()

@@ -1,4 +1,4 @@
-"""What is deleted in time, in small batches, so that tables do not grow without bound."""
+"""What is closed or deleted in time, in small batches, so that no table grows without bound."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ KEEP_EVENTS = timedelta(days=30)
 
 
 async def prune(database: Database) -> None:
-    """Delete keys that have expired, and transitions and runs of schedules older than 30 days.
+    """Close turns that nobody can end; delete keys that have expired, and what is old.
 
-    The last transition of an agent stays, however old: it tells since when; so does the last
-    run of a schedule.
+    Old are transitions and runs of schedules of more than 30 days. The last transition of an
+    agent stays, however old: it tells since when; so does the last run of a schedule.
     """
-    for query in ("delete_expired_keys", "delete_old_events", "delete_old_runs"):
+    for query in ("close_orphans", "delete_expired_keys", "delete_old_events", "delete_old_runs"):
         deleted = _BATCH
         while deleted == _BATCH:
             async with database.connection() as connection:

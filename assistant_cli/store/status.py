@@ -12,6 +12,7 @@ from psycopg.rows import class_row, dict_row
 from ..active_hours import start_of_day
 from ..clock import SystemClock
 from ..process_identity import ProcessIdentity, known_dead
+from .board import format_entry
 from .database import Connection, Database
 from .follow import Hints, follow
 from .queries import load_queries
@@ -88,9 +89,7 @@ async def read_snapshot(connection: Connection) -> Snapshot:
     midnight = start_of_day(SystemClock().now())
     async with connection.transaction():
         await connection.execute(_SQL["one_moment"])
-        agents = await (
-            await connection.cursor(row_factory=class_row(AgentRow)).execute(_SQL["agents"])
-        ).fetchall()
+        agents = await _read_agents(connection)
         cursor = connection.cursor(row_factory=dict_row)
         inbox = await (await cursor.execute(_SQL["inbox"])).fetchone()
         ticks = await (await cursor.execute(_SQL["heartbeat"])).fetchall()
@@ -99,7 +98,7 @@ async def read_snapshot(connection: Connection) -> Snapshot:
     now = inbox.pop("now")
     times = {row["key"]: row["value"] for row in ticks}
     return Snapshot(
-        agents=[_seen_from_here(row) for row in agents],
+        agents=agents,
         inbox=Inbox(**inbox),
         last_tick_at=times.get("heartbeat_last_tick_at"),
         next_tick_at=times.get("heartbeat_next_tick_at"),
@@ -108,6 +107,27 @@ async def read_snapshot(connection: Connection) -> Snapshot:
         midnight=midnight,
         now=now,
     )
+
+
+async def read_formatted(database: Database) -> str:
+    """The board as lines of text, as `format_agents` does."""
+    async with database.connection() as connection:
+        return format_agents(await _read_agents(connection))
+
+
+def format_agents(rows: Sequence[AgentRow]) -> str:
+    """A line an agent; of one whose process is gone it says so."""
+    gone = " (stale: its process is gone)"
+    return "\n".join(
+        format_entry(row.agent, row.status, row.detail) + (gone if row.stale else "")
+        for row in rows
+    )
+
+
+async def _read_agents(connection: Connection) -> list[AgentRow]:
+    cursor = connection.cursor(row_factory=class_row(AgentRow))
+    rows = await (await cursor.execute(_SQL["agents"])).fetchall()
+    return [_seen_from_here(row) for row in rows]
 
 
 async def get_snapshot(database: Database) -> Snapshot:

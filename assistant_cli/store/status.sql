@@ -11,7 +11,8 @@ SELECT
     count(*) FILTER (WHERE state = 'waiting') AS waiting,
     count(*) FILTER (WHERE state = 'working') AS working,
     extract(epoch FROM clock_timestamp() - min(created_at))::float8 AS oldest_seconds,
-    (SELECT count(*) FROM assistant.messages WHERE state = 'failed') AS failed,
+    (SELECT count(*) FROM assistant.messages
+        WHERE state = 'failed' AND error IS DISTINCT FROM 'cancelled on request') AS failed,
     clock_timestamp() AS now
 FROM assistant.messages WHERE state IN ('waiting', 'working');
 

@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from ..crash_points import reach
-from ..errors import NotFoundError
+from ..errors import NotFoundError, StaleError
 from ..messages import MAIN_CONVERSATION, SILENCE, Effect, Message, Outcome, Trigger, Turn
 from . import inbox, turns
 from .database import Connection, Database
 from .follow import Hints, follow
 from .kv import store_text
-from .leases import find_holders, guard
+from .leases import guard, read_holders
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
@@ -54,10 +54,9 @@ async def request(database: Database, agent: str) -> datetime:
     Raises:
         NotFoundError: no process hosts the agent.
     """
-    holders = await find_holders(database, [agent])
-    if not any(holder.live and not holder.gone for holder in holders):
-        raise NotFoundError(f"{agent} is not running; start `assistant run`")
     async with database.transaction() as connection:
+        if not await _is_hosted(connection, agent):
+            raise NotFoundError(f"{agent} is not running; start `assistant run`")
         row = await (await connection.execute(_SQL["now"])).fetchone()
         assert row is not None
         await store_text(connection, _request_key(agent), _iso(row[0]))
@@ -79,14 +78,20 @@ async def last_request(connection: Connection) -> datetime | None:
 
 
 async def wait_for_requested(database: Database, agent: str, since: datetime) -> int:
-    """The id of the first turn asked for since a time, once it has ended."""
+    """The id of the first turn asked for since a time, once it has ended.
+
+    Raises:
+        StaleError: the process that hosted the agent is gone.
+    """
 
     async def read(connection: Connection, _: Hints) -> int | None:
         cursor = await connection.execute(_SQL["requested_tick"], {"agent": agent, "since": since})
         row = await cursor.fetchone()
+        if row is None and not await _is_hosted(connection, agent):
+            raise StaleError(f"the process that hosted {agent} is gone; the request is kept")
         return row[0] if row else None
 
-    async with aclosing(follow(database, inbox.CHANNEL, read)) as found:
+    async with aclosing(follow(database, inbox.CHANNEL, read, poll=1.0)) as found:
         return await anext(found)
 
 
@@ -205,6 +210,11 @@ async def read_pause(database: Database, agent: str) -> str | None:
 def _spoken(said: str | None) -> str:
     text = (said or "").strip()
     return "" if text.lower() == SILENCE else text
+
+
+async def _is_hosted(connection: Connection, agent: str) -> bool:
+    holders = await read_holders(connection, [agent])
+    return any(holder.live and not holder.gone for holder in holders)
 
 
 def _reports(messages: Sequence[Message]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 from ..errors import ConflictError, DatabaseUnreachableError, LeaseLostError, NotFoundError
 from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
-from .leases import guard
+from .leases import guard, read_holders
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
@@ -234,20 +234,28 @@ async def read_spend(connection: Connection, since: datetime, agent: str | None 
     return spend
 
 
-async def request_cancellation(database: Database, turn_id: int) -> bool:
-    """Ask for a running turn to be ended; returns whether a live process runs it.
+async def request_cancellation(connection: Connection, turn_id: int) -> bool:
+    """Ask for a running turn to be ended, or end it where its process is gone.
+
+    Returns:
+        Whether a process may still run it.
 
     Raises:
         ConflictError: it has ended already.
         NotFoundError: there is no such turn.
     """
-    async with database.connection() as connection:
-        cursor = await connection.execute(_SQL["request_cancellation"], {"turn": turn_id})
-        row = await cursor.fetchone()
-        if row is None:
-            outcome = await read_outcome(connection, turn_id)
-            raise ConflictError(f"turn {turn_id} has ended already: {outcome}")
-    return bool(row[0])
+    cursor = await connection.execute(_SQL["request_cancellation"], {"turn": turn_id})
+    row = await cursor.fetchone()
+    if row is None:
+        outcome = await read_outcome(connection, turn_id)
+        raise ConflictError(f"turn {turn_id} has ended already: {outcome}")
+    agent, token = row[0], row[1]
+    holders = await read_holders(connection, [agent])
+    if any(holder.token == token and not holder.gone for holder in holders):
+        return True
+    parameters = {"turn": turn_id, "outcome": "interrupted", "error": CANCELLED}
+    await connection.execute(_SQL["end"], parameters)
+    return False
 
 
 async def read_cancelled(connection: Connection) -> list[int]:

@@ -86,16 +86,9 @@ WHERE requests > 0 AND started_at >= %(since)s
     AND (%(agent)s::text IS NULL OR agent = %(agent)s);
 
 -- name: request_cancellation
-WITH asked AS (
-    UPDATE assistant.turns SET cancelled_at = coalesce(cancelled_at, clock_timestamp())
-    WHERE id = %(turn)s AND outcome = 'running'
-    RETURNING agent, token
-)
-SELECT EXISTS (SELECT FROM assistant.leases
-        WHERE leases.agent = asked.agent AND leases.token = asked.token
-            AND expires_at > clock_timestamp()) AS hosted,
-    pg_notify('assistant_turns', '')
-FROM asked;
+UPDATE assistant.turns SET cancelled_at = coalesce(cancelled_at, clock_timestamp())
+WHERE id = %(turn)s AND outcome = 'running'
+RETURNING agent, token, pg_notify('assistant_turns', '');
 
 -- name: cancelled
 SELECT id FROM assistant.turns WHERE outcome = 'running' AND cancelled_at IS NOT NULL;
