@@ -15,12 +15,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import board, starts
+from . import board, growth, idle, inbox, keys, starts, turn_overhead
 from .measuring import SMALL, Row, Size, measure
 from .report import Report, format_range
 from .server import started_server
 
-ROWS: dict[str, Row] = {**starts.ROWS, **board.ROWS}
+ROWS: dict[str, Row] = {
+    **starts.ROWS,
+    **board.ROWS,
+    **keys.ROWS,
+    **inbox.ROWS,
+    **turn_overhead.ROWS,
+    **idle.ROWS,
+    **starts.RUN_ROWS,
+    **growth.ROWS,
+}
 DOCS = Path(__file__).parents[2] / "docs"
 
 

@@ -79,9 +79,9 @@ async def in_processes(server: Server, size: Size) -> AsyncIterator[Contestants]
     bench = PgBench(server, server.plain(), pgbench_upsert("'board'"), UPDATERS)
     dsn = await server.migrated()
     command = [sys.executable, "-m", __name__, dsn]
-    pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    pipe = asyncio.subprocess.PIPE
     processes = [
-        await asyncio.create_subprocess_exec(*command, f"agent-{number}", **pipes)
+        await asyncio.create_subprocess_exec(*command, f"agent-{number}", stdin=pipe, stdout=pipe)
         for number in range(UPDATERS)
     ]
 

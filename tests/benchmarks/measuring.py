@@ -12,7 +12,7 @@ from typing import Any
 from .server import Server
 
 Contestants = Mapping[str, Callable[[], Awaitable[float]]]
-"""What is compared, by name, each measured by a call. The first two make the ratio."""
+"""What is compared, by name, each measured by a call; the first is ours."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Row:
         prepare: sets the contestants up for all rounds.
         goal: None: the figures are only shown.
         samples: whether a round is the median of several calls, in turns.
+        baselines: how many contestants after the first it is compared with, the best counting.
     """
 
     title: str
@@ -76,6 +77,7 @@ class Row:
     prepare: Callable[[Server, Size], AbstractAsyncContextManager[Contestants]]
     goal: Goal | None = None
     samples: bool = False
+    baselines: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,21 +86,22 @@ class Result:
 
     Attributes:
         load: of the machine in the minute before.
-        size: how much work a round was.
     """
 
     title: str
     unit: str
     goal: Goal | None
     load: float
-    size: Mapping[str, Any]
+    baselines: int
     figures: Mapping[str, list[float]]
 
     @property
     def ratios(self) -> list[float]:
-        """The first contestant to the second, a round; without a second, nothing."""
+        """The first contestant to the best of its baselines, a round; without any, nothing."""
         first, *others = self.figures.values()
-        return [x / y for x, y in zip(first, others[0], strict=True)] if others else []
+        best = max if self.goal is not None and self.goal.at_least else min
+        rounds = zip(first, *others[: self.baselines], strict=True)
+        return [ours / best(theirs) for ours, *theirs in rounds if theirs]
 
     @property
     def judged(self) -> float:
@@ -126,7 +129,7 @@ async def measure(row: Row, server: Server, size: Size, rounds: int) -> Result:
             taken = await _round(contestants, size.samples if row.samples else 1)
             for name, figure in taken.items():
                 figures.setdefault(name, []).append(figure)
-    return Result(row.title, row.unit, row.goal, load, asdict(size), figures)
+    return Result(row.title, row.unit, row.goal, load, row.baselines, figures)
 
 
 async def _round(contestants: Contestants, samples: int) -> dict[str, float]:

@@ -49,7 +49,7 @@ def _json(result: Result) -> str:
 
 def format_table(results: Mapping[str, Result]) -> str:
     """The table as Markdown."""
-    head = "| row | what | median (range) | ratio (range) | goal | | load |\n|---|---|---|---|---|---|---|"
+    head = "| row | what | median (range) | ratio (range) | goal | | load |\n" + 7 * "|---" + "|"
     return "\n".join([head, *(_format_row(name, result) for name, result in results.items())])
 
 
@@ -58,15 +58,19 @@ def _format_row(name: str, result: Result) -> str:
     figures = "<br>".join(
         f"{who}: {format_range(figures, unit)}" for who, figures in result.figures.items()
     )
-    ratio = format_range(result.ratios, " ×") if result.ratios else ""
+    ratio = format_range(result.ratios, "\N{MULTIPLICATION SIGN}") if result.ratios else ""
     mark = "" if result.goal is None else "yes" if result.goal.reached(result.judged) else "no"
     goal = "shown" if result.goal is None else str(result.goal)
-    return f"| `{name}` | {result.title} | {figures} | {ratio} | {goal} | {mark} | {result.load:g} |"
+    return (
+        f"| `{name}` | {result.title} | {figures} | {ratio} | {goal} | {mark} | {result.load:g} |"
+    )
 
 
 def format_range(figures: list[float], unit: str = "") -> str:
     """The median, and the smallest and the largest."""
-    low, middle, high = (_short(x) for x in (min(figures), statistics.median(figures), max(figures)))
+    low, middle, high = (
+        _short(x) for x in (min(figures), statistics.median(figures), max(figures))
+    )
     return f"{middle}{unit} ({low} to {high})"
 
 
@@ -102,7 +106,9 @@ def _distances(result: Result) -> list[float]:
 
 
 def _draw_line(title: str, distances: list[float], y: int) -> list[str]:
-    low, middle, high = (_x(d) for d in (min(distances), statistics.median(distances), max(distances)))
+    low, middle, high = (
+        _x(d) for d in (min(distances), statistics.median(distances), max(distances))
+    )
     color = "#2a7" if middle <= _x(1) else "#c43"
     return [
         f'<text x="{_LEFT - 10}" y="{y + 4}" text-anchor="end">{title}</text>',

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +91,7 @@ async def started_server() -> AsyncIterator[Server]:
     """The server, up until the block ends, and then gone with its data."""
     home = Path(tempfile.mkdtemp(prefix="assistant-benchmark-", dir="/tmp"))
     # A server that runs for root must be able to reach its folder.
-    home.chmod(0o711)
+    home.chmod(0o711)  # noqa: ASYNC240 (nothing else runs)
     embedded = EmbeddedPostgres(home)
     try:
         await embedded.start(lambda _: None)
@@ -121,6 +121,19 @@ async def running_assistant(
         assistant.end_all()
 
 
+@asynccontextmanager
+async def started(*command: str | Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A program that is ended with the block; its stdout is a pipe."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.communicate()
+
+
 class PgBench:
     """`pgbench` with one statement, over and over, prepared; what it reports."""
 
@@ -139,8 +152,17 @@ class PgBench:
         return float(self._run(seconds, r"latency average = ([\d.]+) ms"))
 
     def _run(self, seconds: float, wanted: str) -> str:
-        command = [bundled_programs() / "pgbench", "-n", "-M", "prepared", "-f", self._script]
-        command += ["-c", str(self._clients), "-j", "2", "-T", str(max(1, round(seconds)))]
+        command: list[str | Path] = [bundled_programs() / "pgbench", "-n", "-M", "prepared"]
+        command += [
+            "-f",
+            self._script,
+            "-c",
+            str(self._clients),
+            "-j",
+            "2",
+            "-T",
+            str(max(1, round(seconds))),
+        ]
         done = subprocess.run([*command, self._dsn], capture_output=True, text=True, check=True)
         found = re.search(wanted, done.stdout)
         assert found is not None, done.stdout
@@ -150,15 +172,10 @@ class PgBench:
 async def time_process(command: Sequence[str | Path], environment: Mapping[str, str]) -> float:
     """The milliseconds that a whole process takes."""
     start = time.perf_counter()
-    subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
+    subprocess.run(  # noqa: ASYNC221 (nothing else may run)
+        command, env=environment, stdout=subprocess.PIPE, check=True
+    )
     return (time.perf_counter() - start) * 1000
-
-
-async def many(
-    contexts: Mapping[int, AbstractAsyncContextManager[Database]], stack: AsyncExitStack
-) -> dict[int, Database]:
-    """Enter a context for each number."""
-    return {number: await stack.enter_async_context(c) for number, c in contexts.items()}
 
 
 async def rate(operation: Callable[[int, int], Awaitable[object]], tasks: int, s: float) -> float:

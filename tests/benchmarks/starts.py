@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ import psycopg
 from assistant_cli.server_account import bundled_programs
 
 from .measuring import Contestants, Goal, Row, Size
-from .server import ASSISTANT, Server, running_assistant, time_process
+from .server import ASSISTANT, Server, running_assistant, started, time_process
 
 QUERY = "SELECT value::text FROM public.kv WHERE key = 'status_board'"
 IMPORTS = "import typer"
@@ -26,10 +25,10 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
 IMPORTS_OF_RUN = """\
 import asyncio, logging, typer, psycopg
 import assistant_cli.cli.run, assistant_cli.runtime, assistant_cli.store.opening
-print("hosting", file=__import__("sys").stderr, flush=True)
+print("imported", flush=True)
 """
 _BOARD = (
-    "SELECT assistant.update_board('[{\"agent\": \"conversation\", \"status\": \"idle\"}, "
+    'SELECT assistant.update_board(\'[{"agent": "conversation", "status": "idle"}, '
     '{"agent": "heartbeat", "status": "running", "detail": "writing a recipe"}]\')'
 )
 
@@ -45,7 +44,7 @@ async def _board(server: Server) -> str:
 async def key_get(server: Server, size: Size) -> AsyncIterator[Contestants]:
     dsn = await _board(server)
     environment = server.environment(dsn)
-    psql = [bundled_programs() / "psql", "-XAtc", QUERY, dsn]
+    psql: list[str | Path] = [bundled_programs() / "psql", "-XAtc", QUERY, dsn]
     yield {
         "assistant kv get": partial(
             time_process, [ASSISTANT, "kv", "get", "status_board"], environment
@@ -87,7 +86,11 @@ async def help_text(server: Server, size: Size) -> AsyncIterator[Contestants]:
 @asynccontextmanager
 async def completion(server: Server, size: Size) -> AsyncIterator[Contestants]:
     environment = server.environment("")
-    asked = {"_ASSISTANT_COMPLETE": "complete_bash", "COMP_WORDS": "assistant st", "COMP_CWORD": "1"}
+    asked = {
+        "_ASSISTANT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "assistant st",
+        "COMP_CWORD": "1",
+    }
     yield {
         "completion of a command": partial(time_process, [ASSISTANT], {**environment, **asked}),
         "Python, typer": partial(time_process, [sys.executable, "-c", IMPORTS], environment),
@@ -105,12 +108,9 @@ async def run(server: Server, size: Size) -> AsyncIterator[Contestants]:
 
     async def until_imported() -> float:
         start = time.perf_counter()
-        command = [sys.executable, "-c", IMPORTS_OF_RUN]
-        with subprocess.Popen(
-            command, env=server.environment(dsn), stderr=subprocess.PIPE
-        ) as process:
-            assert process.stderr is not None
-            process.stderr.readline()
+        async with started(sys.executable, "-c", IMPORTS_OF_RUN) as process:
+            assert process.stdout is not None
+            await process.stdout.readline()
             return (time.perf_counter() - start) * 1000
 
     yield {"run to both agents on the board": until_hosting, "Python, its imports": until_imported}
