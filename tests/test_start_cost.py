@@ -35,7 +35,10 @@ ON_A_DATABASE = COMMAND_LINE | {
     *("cli.logs", "durations", "settings", "store", "store.database", "store.follow"),
     *("store.migrations", "store.opening", "store.queries"),
 }
-KEYS = {"cli.kv", "cli.kv_streams", "json_values", "store.kv", "store.transfer", "store.watch"}
+KEYS = {
+    *("cli.kv", "cli.kv_streams", "json_values", "store.batches", "store.kv", "store.transfer"),
+    "store.watch",
+}
 STATUS = {
     *("active_hours", "cli.status", "clock", "messages", "process_identity", "store.leases"),
     *("store.status", "store.turns", "timing"),
