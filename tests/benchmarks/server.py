@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import psycopg
 from psycopg import sql
@@ -116,7 +117,11 @@ async def running_assistant(
     """`assistant run`, hosting in a process of its own."""
     assistant = CommandLine(server.environment(dsn, **environment))
     try:
-        yield await asyncio.to_thread(assistant.start_run, *arguments)
+        process = await asyncio.to_thread(assistant.start_run, *arguments)
+        assert process.stderr is not None
+        # A log that nobody reads would stop it once the pipe is full.
+        Thread(target=process.stderr.read, daemon=True).start()
+        yield process
     finally:
         assistant.end_all()
 
