@@ -14,10 +14,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from typer.main import get_command
 
 from assistant_cli import __version__, errors
-from assistant_cli.cli.app import create_app
+from assistant_cli.cli.app import COMMANDS, load_command
 
 from .conftest import CommandLine
 
@@ -30,7 +29,7 @@ def _paths(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
         yield from _paths(below, (*path, name))
 
 
-COMMANDS = list(_paths(get_command(create_app())))
+PATHS = [(), *(path for name in COMMANDS for path in _paths(load_command(name), (name,)))]
 
 
 @pytest.fixture
@@ -70,7 +69,12 @@ def _complete(assistant: CommandLine, shell: str, request: dict[str, str]) -> st
     return done.out.strip("\n")
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_says_first(name: str) -> None:
+    assert load_command(name).get_short_help_str() == COMMANDS[name][1]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=" ".join)
 def test_every_command_has_help(bare: CommandLine, path: tuple[str, ...]) -> None:
     # Where it runs in CI, Typer would color what is not a terminal.
     bare.environment["GITHUB_ACTIONS"] = "true"
@@ -84,7 +88,7 @@ def test_every_command_has_help(bare: CommandLine, path: tuple[str, ...]) -> Non
 
 def test_the_help_of_all_tells_codes_variables_and_examples(bare: CommandLine) -> None:
     text = bare("-h").out
-    assert {path[0] for path in COMMANDS if path} == set(re.findall(r"^  (\w+)  ", text, re.M))
+    assert {path[0] for path in PATHS if path} == set(re.findall(r"^  (\w+)  ", text, re.M))
     _, _, table = text.partition("Exit codes:")
     codes = {int(code) for code in re.findall(r"\b\d+\b", table.partition("Environment:")[0])}
     assert codes == {0, 2, 3, 4, 5, 6, 8, 65, 66, 69, 74, 77, 78, 124, 130, 141, 143}
@@ -103,7 +107,7 @@ def test_the_help_of_all_tells_codes_variables_and_examples(bare: CommandLine) -
         assert re.search(rf"\b{name}\b", text)
     examples = re.findall(r"^ +assistant (\w+)", text.partition("Examples:")[2], re.M)
     assert len(examples) >= 3
-    assert set(examples) <= {path[0] for path in COMMANDS if path}
+    assert set(examples) <= {path[0] for path in PATHS if path}
 
 
 @pytest.mark.parametrize("group", [[], ["kv"], ["schedule"], ["db"]])

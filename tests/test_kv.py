@@ -18,6 +18,7 @@ from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
 
 from .conftest import eventually
+from .hosting import rows
 
 UPSERT = "INSERT INTO kv (key, value) VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = %s"
 
@@ -754,3 +755,32 @@ async def test_a_board_of_any_shape_can_be_written(
     await upsert(plain, "status_board", '{"a": {"status": "idle", "detail": null}}')
     await upsert(plain, "status_board", board)
     assert await kv.get("status_board") == json.loads(board)
+
+
+async def test_keys_set_at_once_share_commits_and_have_revisions_of_their_own(
+    database: Database,
+) -> None:
+    revisions = await asyncio.gather(*(database.kv.set(f"k/{n}", n) for n in range(50)))
+    stored = await rows(database, "SELECT revision FROM kv ORDER BY (value #>> '{}')::int")
+    assert stored == list(revisions)
+    assert await rows(database, "SELECT count(DISTINCT xmin::text) FROM kv") == [1]
+
+
+async def test_one_key_set_several_times_at_once_ends_with_the_last_value(
+    database: Database,
+) -> None:
+    revisions = await asyncio.gather(*(database.kv.set("k", n) for n in range(5)))
+    assert list(revisions) == sorted(set(revisions))
+    entry = await database.kv.get_entry("k")
+    assert entry is not None
+    assert (entry.value, entry.revision) == (4, revisions[-1])
+
+
+async def test_a_value_the_database_refuses_fails_alone(database: Database) -> None:
+    await rows(database, "ALTER TABLE kv ADD CHECK (key <> 'refused')")
+    keys = ["first", "a", "refused", "b"]
+    results = await asyncio.gather(
+        *(database.kv.set(key, 1) for key in keys), return_exceptions=True
+    )
+    assert [isinstance(result, ConflictError) for result in results] == [False, False, True, False]
+    assert await database.kv.list_keys() == ["a", "b", "first"]

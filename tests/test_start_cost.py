@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from .conftest import CommandLine
+
 _REPORT = """
 import sys
 from assistant_cli.cli.app import run_command_line
@@ -24,6 +26,43 @@ def _modules_loaded_by(environment: dict[str, str], *arguments: str) -> set[str]
         check=True,
     )
     return set(done.stderr.rpartition("MODULES ")[2].split())
+
+
+PARSER = {"annotated_doc", "assistant_cli", "shellingham", "typer"}
+DRIVER = {"cython_runtime", "psycopg", "psycopg_binary", "typing_extensions"}
+COMMAND_LINE = {"cli", "cli.app", "cli.commands", "cli.output", "cli.session", "errors"}
+ON_A_DATABASE = COMMAND_LINE | {
+    *("cli.logs", "durations", "settings", "store", "store.database", "store.follow"),
+    *("store.migrations", "store.opening", "store.queries"),
+}
+KEYS = {
+    *("cli.kv", "cli.kv_streams", "json_values", "store.batches", "store.kv", "store.transfer"),
+    "store.watch",
+}
+STATUS = {
+    *("active_hours", "cli.status", "clock", "messages", "process_identity", "store.leases"),
+    *("store.status", "store.turns", "timing"),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "others"),
+    [
+        (["--help"], COMMAND_LINE, PARSER),
+        (["kv", "get", "k"], ON_A_DATABASE | KEYS, PARSER | DRIVER),
+        (["status"], ON_A_DATABASE | STATUS, PARSER | DRIVER),
+    ],
+)
+def test_a_command_loads_these_modules_and_no_others(
+    assistant: CommandLine, arguments: list[str], own: set[str], others: set[str]
+) -> None:
+    assistant("kv", "set", "k", "1")
+    loaded = _modules_loaded_by(assistant.environment, *arguments)
+    ours = {name.removeprefix("assistant_cli.") for name in loaded if "assistant_cli." in name}
+    assert ours <= own
+    packages = {name.partition(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    # What is not a package of its own, such as a hook of the installer, is no matter.
+    assert {name for name in packages if not name.startswith("_")} <= others
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_group
 
 from .. import __version__
 from ..errors import AssistantError, ClosedPipeError, OutputError, UsageError
@@ -41,34 +42,76 @@ Examples:
   assistant kv get status_board heartbeat.status -r
 """
 
-# The module of each command, in the order of the help.
-MODULES = {
-    "run": "run",
-    "chat": "chat",
-    "send": "send",
-    "history": "history",
-    "status": "status",
-    "wait": "board",
-    "report": "board",
-    "track": "track",
-    "turns": "turns",
-    "schedule": "schedule",
-    "heartbeat": "heartbeat",
-    "memory": "memory",
-    "kv": "kv",
-    "db": "database",
-    "doctor": "doctor",
+# The module of each command and what its help begins with, in the order of the help.
+COMMANDS = {
+    "run": ("run", "Host the conversation and the heartbeat agent until a signal."),
+    "chat": (
+        "chat",
+        "Talk with the assistant: replies come as they are made; "
+        "Ctrl-C cancels one, Ctrl-D leaves.",
+    ),
+    "send": (
+        "send",
+        "Send a message: exit 0 once it is committed, and print its id; with --wait, the reply.",
+    ),
+    "history": ("history", "Show the last messages of a conversation, oldest first."),
+    "status": (
+        "status",
+        "Show what each agent does, since when, and whether its process is still alive.",
+    ),
+    "wait": (
+        "board",
+        "Wait until agents are in a state, also agents that are not on the board yet.",
+    ),
+    "report": ("board", "Put the status of an agent of your own on the board."),
+    "track": (
+        "track",
+        "Run CMD as an agent: running while it runs, then idle or failed; its exit code is CMD's.",
+    ),
+    "turns": ("turns", "The turns of the agents: what each did, and what it cost."),
+    "schedule": (
+        "schedule",
+        "Texts that come at a time, every so often, or as a cron line says.",
+    ),
+    "heartbeat": (
+        "heartbeat",
+        "Ask for a heartbeat, pause them, and see what came of the last one.",
+    ),
+    "memory": ("memory", "What the agents remember."),
+    "kv": ("kv", "Durable JSON values that any program can read and write."),
+    "db": ("database", "The database."),
+    "doctor": ("doctor", "Check everything a run needs; start and change nothing."),
 }
 
 
-def create_app(command: str | None = None) -> typer.Typer:
-    """The command line with one command, or with all of them.
+class Root(commands.Group):
+    """The group of all commands; what one takes is built when it is called.
 
     Building all of them takes longer than what most of them do.
     """
-    app = typer.Typer(
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, (_, summary) in COMMANDS.items():
+            self.add_command(commands.Command(name, help=summary))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else load_command(name), rest
+
+
+def load_command(name: str) -> Any:
+    """A command with all that it takes."""
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+    import_module(f".{COMMANDS[name][0]}", __package__).register(app)
+    return get_group(app).commands[name]
+
+
+def create_app() -> typer.Typer:
+    """The command line."""
+    return typer.Typer(
         name="assistant",
-        cls=commands.Group,
+        cls=Root,
         callback=configure,
         help="A background assistant and its state, made for the shell.",
         epilog="\n\n".join("\b\n" + part for part in EPILOG.split("\n\n")),
@@ -77,10 +120,6 @@ def create_app(command: str | None = None) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    wanted = [MODULES[command]] if command in MODULES else dict.fromkeys(MODULES.values())
-    for name in wanted:
-        import_module(f".{name}", __package__).register(app)
-    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -128,9 +167,7 @@ def run_command_line(arguments: list[str]) -> int:
     _prepare_streams()
     try:
         words = _global_options_first(arguments)
-        command = next((word for word in words if word in MODULES), None)
-        app = create_app(None if "_ASSISTANT_COMPLETE" in os.environ else command)
-        result = app(words, prog_name="assistant", standalone_mode=False)
+        result = create_app()(words, prog_name="assistant", standalone_mode=False)
         if result == _INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
             _silence_stdout()

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ..durations import parse_duration
 from ..errors import ClosedPipeError, DeadlinePassedError, UsageError
-from ..settings import Settings, load_settings
 from .output import tell
 
 if TYPE_CHECKING:
+    from ..settings import Settings
     from ..store.database import Database
 
 T = TypeVar("T")
@@ -39,6 +38,8 @@ def configure(database_url: str | None) -> None:
 @cache
 def settings() -> Settings:
     """The settings of this process, read when they are needed: help needs none."""
+    from ..settings import load_settings
+
     return load_settings(_database_url)
 
 
@@ -145,6 +146,8 @@ def duration(text: str, option: str) -> timedelta:
     Raises:
         UsageError: it is not one.
     """
+    from ..durations import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from ..crash_points import reach
 from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, LeaseLostError
 from ..json_values import dump_json, load_json
 from ..messages import AgentStatus
+from .batches import Batches, Write
 from .database import Database
 from .leases import Lease, find_holders, forget_dead_holder
 from .queries import load_queries
@@ -23,15 +24,13 @@ KEY = "status_board"
 AGENTS = ("conversation", "heartbeat")
 MAX_DETAIL_BYTES = 2_000
 _AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
-_MAX_BATCH = 500
 
 
 @dataclass
-class _Update:
+class _Update(Write[None]):
     agent: str
     entry: dict[str, str | None]
     token: int | None
-    written: asyncio.Future[None] = field(repr=False)
 
 
 class StatusBoard:
@@ -45,8 +44,7 @@ class StatusBoard:
         self._database = database
         self._lease = lease
         self._entries: dict[str, Any] = {}
-        self._pending: list[_Update] = []
-        self._flusher: asyncio.Task[None] | None = None
+        self._batches = Batches(self._write)
 
     def get(self) -> dict[str, Any]:
         """The board in its stored shape, from memory; the caller's own copy."""
@@ -79,9 +77,7 @@ class StatusBoard:
         """
         token = self._lease.token if self._lease and agent in self._lease.agents else None
         written = asyncio.get_running_loop().create_future()
-        self._pending.append(_Update(check_agent(agent), _check_entry(entry), token, written))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
+        self._batches.add(_Update(written, check_agent(agent), _check_entry(entry), token))
         await written
 
     async def read(self) -> dict[str, Any]:
@@ -102,24 +98,11 @@ class StatusBoard:
             row = await (await connection.execute(_SQL["read"])).fetchone()
         found = _entries_of(row)
         # An update that is under way, or came meanwhile, is newer than what was read.
-        if self._flusher is not None or self._entries != before:
+        if self._batches.busy or self._entries != before:
             return False
         wrong = [agent for agent in held if found.get(agent) != before.get(agent)]
         await asyncio.gather(*(self.update(agent, before[agent]) for agent in wrong))
         return bool(wrong)
-
-    async def _flush(self) -> None:
-        try:
-            while self._pending:
-                batch, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
-                try:
-                    await self._write(batch)
-                except BaseException as error:
-                    _fail(batch, error)
-                    if not isinstance(error, Exception):
-                        raise
-        finally:
-            self._flusher = None
 
     async def _write(self, batch: list[_Update]) -> None:
         while batch:
@@ -131,8 +114,7 @@ class StatusBoard:
                 continue
             for update in batch:
                 self._entries[update.agent] = update.entry
-                if not update.written.done():
-                    update.written.set_result(None)
+                update.succeed(None)
             return
 
     async def _commit(self, batch: list[_Update]) -> set[str]:
@@ -150,7 +132,7 @@ class StatusBoard:
         holders = await find_holders(self._database, [update.agent for update in updates])
         by_agent = {holder.agent: holder for holder in holders}
         for update in updates:
-            _fail([update], _refusal(update, by_agent.get(update.agent)))
+            update.fail(_refusal(update, by_agent.get(update.agent)))
 
 
 def _entries_of(row: tuple[Any, ...] | None) -> dict[str, Any]:
@@ -169,12 +151,6 @@ def _refusal(update: _Update, holder: Any) -> Exception:
     if holder is None or holder.token != update.token:
         return LeaseLostError(f"this process no longer holds {update.agent}")
     return DatabaseUnreachableError(f"the lease of {update.agent} lapsed; waiting for its renewal")
-
-
-def _fail(updates: list[_Update], error: BaseException) -> None:
-    for update in updates:
-        if not update.written.done():
-            update.written.set_exception(error)
 
 
 def check_agent(agent: str) -> str:

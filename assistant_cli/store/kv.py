@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from psycopg.rows import class_row, dict_row
 
-from ..errors import BadDataError, ConflictError, NotFoundError
+from ..errors import (
+    AssistantError,
+    BadDataError,
+    ConflictError,
+    DatabaseUnreachableError,
+    NotFoundError,
+)
 from ..json_values import check_json, check_key, check_utf8, dump_json
+from .batches import Batches, Write, fail_all
 from .database import Connection, Database
 from .follow import POLL_SECONDS
 from .queries import load_queries
@@ -25,6 +34,18 @@ _STEPS = re.compile(rf'(?:{_QUOTED}|\[[^\]]*\]|[^"?()\[\s])*')
 _STEP = re.compile(rf'{_QUOTED}|\[[^\]]*\]|\*+(?:\{{[^}}]*\}})?(?![^.\[])|[^".\[\]]+')
 
 
+@dataclass
+class _SetKey(Write[int]):
+    key: str
+    text: str
+    ttl: timedelta | None
+
+    @property
+    def as_json(self) -> str:
+        seconds = "null" if self.ttl is None else repr(self.ttl.total_seconds())
+        return f'{{"key": {dump_json(self.key)}, "value": {self.text}, "ttl": {seconds}}}'
+
+
 class KeyValues:
     """Keys of 1 to 512 bytes, strict JSON values of at most 1 MB.
 
@@ -34,6 +55,7 @@ class KeyValues:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._batches = Batches(self._set_batch)
 
     async def get(self, key: str) -> Any:
         """The value of a key as plain Python, None when it is missing.
@@ -94,6 +116,9 @@ class KeyValues:
     ) -> int:
         """Store JSON text and return the key's new revision.
 
+        Without a condition or a merge, texts that come while others are committed share the
+        next commit, in order.
+
         Args:
             create: only if the key is missing.
             merge: apply the value as a JSON Merge Patch (RFC 7396) to what is stored.
@@ -106,6 +131,10 @@ class KeyValues:
         """
         check_key(key)
         check_json(text)
+        if not (create or merge or if_revision is not None):
+            written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self._batches.add(_SetKey(written, key, text, ttl))
+            return await written
         create = create or if_revision == 0
         lend = self._database.transaction if merge else self._database.connection
         query = _query_for_set(create, merge, if_revision)
@@ -125,6 +154,30 @@ class KeyValues:
         if create:
             raise ConflictError(f"the key {key!r} exists already")
         raise ConflictError(f"the key {key!r} does not have revision {if_revision} (any more)")
+
+    async def _set_batch(self, batch: list[_SetKey]) -> None:
+        """Store each text; a key that comes again is stored again, after all the others."""
+        while batch:
+            first = {write.key: write for write in reversed(batch)}
+            await self._set_together(list(first.values()))
+            batch = [write for write in batch if first[write.key] is not write]
+
+    async def _set_together(self, writes: list[_SetKey]) -> None:
+        """Store texts of different keys with one commit, or each alone if one is refused."""
+        parameters = {"writes": f"[{', '.join(write.as_json for write in writes)}]"}
+        try:
+            async with self._database.connection() as connection:
+                cursor = await connection.execute(_SQL["set"], parameters)
+                revisions = dict(await cursor.fetchall())
+        except AssistantError as error:
+            if len(writes) == 1 or isinstance(error, DatabaseUnreachableError):
+                fail_all(writes, error)
+                return
+            for write in writes:
+                await self._set_together([write])
+        else:
+            for write in writes:
+                write.succeed(revisions[write.key])
 
     async def delete(self, *keys: str) -> None:
         """Delete keys, all of them or none.
@@ -243,12 +296,14 @@ def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
         return "create"
     if if_revision is not None:
         return "replace_at_revision"
-    return "merge" if merge else "set"
+    assert merge
+    return "merge"
 
 
 async def store_text(
     connection: Connection, key: str, text: str, ttl: timedelta | None = None
 ) -> None:
     """Store a text as a JSON string, as part of the caller's transaction."""
-    parameters = {"key": key, "value": dump_json(text), "ttl": ttl}
+    written = asyncio.get_running_loop().create_future()
+    parameters = {"writes": f"[{_SetKey(written, key, dump_json(text), ttl).as_json}]"}
     await connection.execute(_SQL["set"], parameters)

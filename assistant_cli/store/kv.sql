@@ -15,9 +15,12 @@ WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
 
 -- name: set
 INSERT INTO public.kv (key, value, expires_at)
-VALUES (%(key)s, %(value)s::jsonb, clock_timestamp() + %(ttl)s)
+SELECT entry ->> 'key', entry -> 'value',
+    clock_timestamp() + (entry ->> 'ttl')::float8 * interval '1 second'
+FROM jsonb_array_elements(%(writes)s::jsonb) AS entry
+ORDER BY entry ->> 'key' COLLATE "C"
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
-RETURNING revision;
+RETURNING key, revision;
 
 -- name: create
 INSERT INTO public.kv (key, value, expires_at)

@@ -10,18 +10,19 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 _BATCH = 1000
 
-KEEP_EVENTS = timedelta(days=30)
+KEEP = timedelta(days=30)
 
 
 async def prune(database: Database) -> None:
-    """Close turns that nobody can end; delete keys that have expired, and what is old.
+    """Close turns that nobody can end; delete keys that have expired, and what is 30 days old.
 
-    Old are transitions and runs of schedules of more than 30 days. The last transition of an
-    agent stays, however old: it tells since when; so does the last run of a schedule.
+    That is transitions of the board, runs of schedules, the steps of turns, and turns that were
+    skipped or silent. The last transition of an agent stays, however old: it tells since when;
+    so does the last run of a schedule, and the last skipped and the last silent turn of an
+    agent. Messages stay, with the turns they belong to.
     """
-    for query in ("close_orphans", "delete_expired_keys", "delete_old_events", "delete_old_runs"):
+    for query in _SQL.values():
         deleted = _BATCH
         while deleted == _BATCH:
             async with database.connection() as connection:
-                cursor = await connection.execute(_SQL[query], {"keep": KEEP_EVENTS})
-                deleted = cursor.rowcount
+                deleted = (await connection.execute(query, {"keep": KEEP})).rowcount

@@ -33,3 +33,23 @@ DELETE FROM assistant.schedule_runs WHERE (schedule_id, due_at) IN (
             WHERE newer.schedule_id = old.schedule_id AND newer.due_at > old.due_at)
     ORDER BY at LIMIT 1000
 );
+
+-- name: delete_old_steps
+DELETE FROM assistant.turn_steps WHERE (turn_id, position) IN (
+    SELECT turn_id, position FROM assistant.turn_steps AS old
+    WHERE at < clock_timestamp() - %(keep)s
+        AND EXISTS (SELECT FROM assistant.turns WHERE id = turn_id AND outcome <> 'running')
+    LIMIT 1000
+);
+
+-- name: delete_turns_of_nothing
+-- The last one of its kind tells when the agent last looked around.
+DELETE FROM assistant.turns WHERE id IN (
+    SELECT id FROM assistant.turns AS old
+    WHERE outcome IN ('skipped', 'silent') AND started_at < clock_timestamp() - %(keep)s
+        AND NOT EXISTS (SELECT FROM assistant.messages WHERE turn_id = old.id)
+        AND EXISTS (SELECT FROM assistant.turns AS newer
+            WHERE newer.agent = old.agent AND newer.id > old.id AND newer.outcome = old.outcome
+                AND (newer.error IS NULL) = (old.error IS NULL))
+    ORDER BY started_at LIMIT 1000
+);

@@ -1,6 +1,4 @@
-"""What a turn costs beside the bare SDK, on the same server in the same run.
-
-    python -m tests.benchmarks.turn_overhead [PAIRS]
+"""What a turn costs beside the bare SDK.
 
 Ours is timed from the moment a message is committed, with `assistant run` hosting in another
 process; the SDK from the moment it is called. Both to the first text and to the whole reply.
@@ -8,33 +6,28 @@ process; the SDK from the moment it is called. Both to the first text and to the
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import multiprocessing
-import os
-import shutil
 import statistics
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from openai import AsyncOpenAI
 
-from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
-from ..conftest import CommandLine
 from ..openai_server import drips, serving
+from .measuring import Contestants, Row, Size
+from .server import Server, opened, running_assistant
 
 MODEL = "gpt-4o-mini"
 PIECES = 20
 PIECE_SECONDS = 0.005
-WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,8 @@ async def time_turn(database: Database, text: str, conversation: str) -> Timing:
     message = await inbox.put_message(database, text, conversation=conversation)
     start = time.perf_counter()
     await inbox.wait_for_reply(database, message, lambda _: seen.append(time.perf_counter()))
-    return _timing(start, seen[0], time.perf_counter())
+    end = time.perf_counter()
+    return _timing(start, seen[0] if seen else end, end)
 
 
 def _timing(start: float, first: float, end: float) -> Timing:
@@ -91,50 +85,47 @@ def server_in_a_process() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def running_assistant(base_url: str) -> AsyncIterator[Database]:
-    """A database of its own, with `assistant run` on it."""
-    home = Path(tempfile.mkdtemp(prefix="assistant-benchmark-", dir="/tmp"))
-    # A server that runs for root must be able to reach its folder.
-    os.chmod(home, 0o711)  # noqa: PTH101
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "HOME") if name in os.environ}
-    assistant = CommandLine({**kept, "ASSISTANT_HOME": str(home), "ASSISTANT_BASE_URL": base_url})
-    server = EmbeddedPostgres(home)
-    try:
-        await asyncio.to_thread(assistant.start_run, "--model", f"openai:{MODEL}")
-        database = Database(server.dsn())
-        yield database
-        await database.close()
-    finally:
-        assistant.end_all()
-        await server.stop()
-        shutil.rmtree(home)
-
-
-async def measure(pairs: int) -> tuple[list[Timing], list[Timing]]:
-    ours, theirs = [], []
+async def turns(
+    server: Server, size: Size, *, part: Callable[[Timing], float]
+) -> AsyncIterator[Contestants]:
+    dsn = await server.migrated()
+    numbers = itertools.count()
     with server_in_a_process() as base_url:
         client = AsyncOpenAI(base_url=base_url, api_key="none")
-        async with running_assistant(base_url) as database, client:
-            for number in range(WARM_UP + pairs):
-                ours.append(await time_turn(database, "hello", f"talk {number}"))
-                theirs.append(await time_sdk(client, "hello"))
-    return ours[WARM_UP:], theirs[WARM_UP:]
+        model = f"openai:{MODEL}"
+        async with (
+            running_assistant(server, dsn, "--model", model, ASSISTANT_BASE_URL=base_url),
+            opened(dsn) as database,
+            client,
+        ):
+
+            async def turn() -> Timing:
+                return await time_turn(database, "hello", f"talk {next(numbers)}")
+
+            async def sdk() -> Timing:
+                return await time_sdk(client, "hello")
+
+            # The first ones open connections and import what is used.
+            await turn()
+            await sdk()
+            yield {"turn": partial(_median, turn, part), "SDK": partial(_median, sdk, part)}
 
 
-def report(name: str, sdk: list[float], turn: list[float]) -> None:
-    added = [ours - theirs for ours, theirs in zip(turn, sdk, strict=True)]
-    cells = (f"{statistics.median(x):7.1f} ({min(x):.1f}-{max(x):.1f})" for x in (sdk, turn, added))
-    sys.stdout.write(f"{name:12}" + "".join(f"{cell:>24}" for cell in cells) + "\n")
+async def _median(ask: Callable[[], Awaitable[Timing]], part: Callable[[Timing], float]) -> float:
+    return statistics.median([part(await ask()) for _ in range(3)])
 
 
-def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    ours, theirs = asyncio.run(measure(pairs))
-    sys.stdout.write(f"{pairs} pairs, ms: median (range)\n")
-    sys.stdout.write(f"{'':12}{'SDK':>24}{'turn':>24}{'added':>24}\n")
-    report("first text", [t.first for t in theirs], [t.first for t in ours])
-    report("whole reply", [t.whole for t in theirs], [t.whole for t in ours])
-
-
-if __name__ == "__main__":
-    main()
+ROWS = {
+    "turn-first": Row(
+        "a turn with a language model, to the first text",
+        "ms",
+        partial(turns, part=lambda timing: timing.first),
+        samples=True,
+    ),
+    "turn-whole": Row(
+        "a turn with a language model, to the whole reply",
+        "ms",
+        partial(turns, part=lambda timing: timing.whole),
+        samples=True,
+    ),
+}
