@@ -61,6 +61,11 @@ async def test_old_steps_go_and_their_turn_and_the_steps_of_a_running_turn_stay(
     ]
     await rows(
         database,
+        "INSERT INTO assistant.leases VALUES "
+        "('heartbeat', 1, 'h', 1, 'p', now(), now() + interval '1 minute')",
+    )
+    await rows(
+        database,
         "INSERT INTO assistant.turn_steps (turn_id, position, kind, content, at) "
         "SELECT id, position, 'request', '{}', started_at "
         "FROM assistant.turns, generate_series(1, 1500) AS position",
@@ -92,3 +97,26 @@ async def test_expired_keys_go(database: Database) -> None:
     await database.kv.set("stays", 1)
     await prune(database)
     assert await rows(database, "SELECT key FROM kv") == ["stays"]
+
+
+async def test_a_turn_that_nobody_can_end_is_closed(database: Database) -> None:
+    orphan = await _add_turn(database, "running", NEW)
+    await prune(database)
+    assert await rows(database, "SELECT id, outcome, error FROM assistant.turns") == [
+        (orphan, "interrupted", "the process that ran it ended")
+    ]
+
+
+async def test_a_turn_whose_process_may_come_back_stays_open_for_a_day(database: Database) -> None:
+    await _add_turn(database, "running", NEW)
+    outcomes = "SELECT outcome FROM assistant.turns"
+    await rows(
+        database,
+        "INSERT INTO assistant.leases VALUES "
+        "('heartbeat', 1, 'h', 1, 'p', now(), now() - interval '23 hours')",
+    )
+    await prune(database)
+    assert await rows(database, outcomes) == ["running"]
+    await rows(database, "UPDATE assistant.leases SET expires_at = now() - interval '25 hours'")
+    await prune(database)
+    assert await rows(database, outcomes) == ["interrupted"]

@@ -32,7 +32,15 @@ PARSER = {"annotated_doc", "assistant_cli", "shellingham", "typer"}
 DRIVER = {"cython_runtime", "psycopg", "psycopg_binary", "typing_extensions"}
 COMMAND_LINE = {"cli", "cli.app", "cli.commands", "cli.output", "cli.session", "errors"}
 ON_A_DATABASE = COMMAND_LINE | {
-    *("cli.logs", "durations", "settings", "store", "store.database", "store.follow"),
+    *(
+        "cli.logs",
+        "crash_points",
+        "durations",
+        "settings",
+        "store",
+        "store.database",
+        "store.follow",
+    ),
     *("store.migrations", "store.opening", "store.queries"),
 }
 KEYS = {

@@ -12,7 +12,6 @@ from psycopg.rows import class_row, dict_row
 from ..active_hours import start_of_day
 from ..clock import SystemClock
 from ..process_identity import ProcessIdentity, known_dead
-from .board import format_entry
 from .database import Connection, Database
 from .follow import Hints, follow
 from .queries import load_queries
@@ -117,6 +116,8 @@ async def read_formatted(database: Database) -> str:
 
 def format_agents(rows: Sequence[AgentRow]) -> str:
     """A line an agent; of one whose process is gone it says so."""
+    from .board import format_entry
+
     gone = " (stale: its process is gone)"
     return "\n".join(
         format_entry(row.agent, row.status, row.detail) + (gone if row.stale else "")
