@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -26,6 +27,7 @@ from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
 
+from .forking import Forker, is_forkable
 from .openai_server import MODEL, OpenAIServer, serving
 
 if TYPE_CHECKING:
@@ -113,6 +115,13 @@ class Finished:
     err: str
 
 
+@cache
+def _forker() -> Forker:
+    forker = Forker()
+    atexit.register(forker.close)
+    return forker
+
+
 class CommandLine:
     """Runs `assistant` as a user does: as a process, with an environment."""
 
@@ -122,10 +131,13 @@ class CommandLine:
 
     def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Finished:
         """Run a command to its end."""
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = (stdin.encode() if isinstance(stdin, str) else stdin) or b""
+        if is_forkable(self.environment):
+            code, out, err = _forker().run(arguments, self.environment, data, 60)
+            return Finished(code, out.decode(), err.decode())
         done = subprocess.run(
             self.command(*arguments),
-            input=data if data is not None else b"",
+            input=data,
             capture_output=True,
             env=self.environment,
             timeout=60,

@@ -200,7 +200,7 @@ def test_the_error_of_a_message_steers_no_terminal(
     hostile: CommandLine, sql: psycopg.Connection[Any]
 ) -> None:
     terminal = Terminal(hostile, "send", "--wait", "hello")
-    reply(sql, "state = 'failed', error = %s, conversation = %s", f"one\n{HOSTILE}", HOSTILE)
+    reply(sql, "state = 'failed', error = %s", f"one\n{HOSTILE}")
     assert terminal.finish() == 6
     assert terminal.text == ""
     assert_shown(terminal.errors, [r"one\n", *ON_A_LINE])
