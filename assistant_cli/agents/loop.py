@@ -22,8 +22,9 @@ from ..durations import format_duration
 from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
 from ..messages import AgentStatus, Outcome, Turn
 from ..models import Model
+from ..redaction import without_secrets
 from ..store.board import StatusBoard, shorten_detail
-from ..store.database import Database
+from ..store.database import Database, parse_dsn
 from ..store.inbox import RETRY_DELAY
 from ..store.leases import Lease
 from ..store.turns import CANCELLED
@@ -194,9 +195,9 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken, extra=known)
         await _show(agent, host, "idle", None)
         return True
-    reason = _shorten_reason(error)
+    reason = _shorten_reason(_without_messages(error, turn))
     event = f"{agent.name}: turn {turn.id} {outcome} after {taken}"
-    log.warning("%s: %s", event, _shorten_reason(_without_messages(error, turn)), extra=known)
+    log.warning("%s: %s", event, reason, extra=known)
     await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}")
     return False
 
@@ -207,7 +208,7 @@ def _names(agent: Agent, turn: Turn) -> dict[str, object]:
 
 
 def _without_messages(error: str, turn: Turn) -> str:
-    """A reason for the log: a model's command, or its server, may well repeat what it was asked."""
+    """A reason to show: a model's command, or its server, may well repeat what it was asked."""
     reason = " ".join(error.split())
     said = (line for message in turn.messages for line in message.content.splitlines())
     for words in filter(None, (re.escape(" ".join(line.split())) for line in said)):
@@ -259,7 +260,8 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
             event = f"{agent.name}: turn {turn.id} met an unforeseen error"
             log.exception("%s", event, extra=_names(agent, turn))
             outcome, error = "failed", _describe_fault(problem)
-    error = error[:_MAX_ERROR_CHARACTERS]
+    password = parse_dsn(host.database.dsn).get("password")
+    error = without_secrets(error, password)[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))
     return outcome, error
 
