@@ -19,7 +19,7 @@ from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
-from .hosting import rows, until, until_equal
+from .hosting import ask, hosting, rows, until, until_equal
 from .password_server import set_up
 from .postgres_server import PASSWORD, PostgresServer, server_folder
 
@@ -35,6 +35,17 @@ WHERE message.state = 'answered' AND message.id = ANY(%s)
 """
 UNANSWERED = "SELECT count(*) FROM assistant.messages WHERE state IN ('waiting', 'working')"
 REPLIES = "SELECT content FROM assistant.messages WHERE role = 'assistant'"
+IDLE = "SELECT value #>> '{conversation,status}' FROM kv WHERE key = 'status_board'"
+LOSE_THE_REPLY = """
+WITH reply AS (DELETE FROM assistant.messages WHERE role = 'assistant'),
+turn AS (UPDATE assistant.turns SET outcome = 'running', ended_at = NULL WHERE outcome = 'done')
+UPDATE assistant.messages SET state = 'working', reply_id = NULL, answered_at = NULL
+WHERE state = 'answered'
+"""
+END_CONNECTIONS = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 @dataclass
@@ -181,3 +192,16 @@ async def check_answers(cluster: Cluster, sender: Sender) -> None:
     )
     assert [text for text in answered if replies[text.upper()] != 1] == []
     assert [line for line, count in replies.items() if count > 1] == []
+
+
+async def test_a_reply_that_a_failover_lost_is_given_again(database: Database, dsn: str) -> None:
+    async with hosting(database, "command:tr a-z A-Z"):
+        assert await ask(database, "hello") == "HELLO"
+        await until_equal(database, IDLE, ["idle"])
+        # As at a standby that was promoted before it knew of the commit.
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            assert connection.execute(LOSE_THE_REPLY).rowcount == 1
+            connection.execute(END_CONNECTIONS)
+        again = Database(dsn)
+        await until_equal(again, REPLIES, ["HELLO"])
+        await again.close()

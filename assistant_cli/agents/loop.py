@@ -125,13 +125,17 @@ async def run_agent(agent: Agent, host: Host) -> int:
         LeaseLostError: another process took the agent over.
     """
     failed = in_a_row = unreachable = 0
-    recovered = False
+    recovered: int | None = None
     while not host.stopping.is_set():
         try:
-            if not recovered:
+            # A failover may have lost that a turn has ended; nobody would end it again.
+            losses = host.database.losses
+            if recovered != losses:
                 await agent.recover()
-                recovered = True
+                recovered = losses
             turn = await agent.claim()
+            if turn is None and recovered != host.database.losses:
+                continue
             # A signal that came during the claim has woken nobody who would wait here.
             if turn is None and (host.stopping.is_set() or not await agent.wait()):
                 break
@@ -140,7 +144,7 @@ async def run_agent(agent: Agent, host: Host) -> int:
                 known = {"agent": agent.name}
                 log.warning("%s: waiting for the database: %s", agent.name, error, extra=known)
             # The claim may have been committed all the same; then nobody executes that turn.
-            recovered = False
+            recovered = None
             unreachable += 1
             await _pause(host, unreachable)
             continue

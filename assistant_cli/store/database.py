@@ -86,6 +86,9 @@ class Database:
 
     A pool of its own would hide why a connection failed behind a time-out, and a command that
     asks one question would pay for its workers.
+
+    `losses`: how often a follower lost its connection. Where a failover came between, what was
+    committed before may be gone.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Database:
             revive: called when nobody answers, before the one further attempt.
         """
         self.dsn = dsn
+        self.losses = 0
         self._revive = revive
         self._idle: list[_Connection] = []
         self._closed = False
