@@ -89,8 +89,7 @@ def assert_silent(text: str, *secrets: str) -> None:
     assert [secret for secret in (*SECRETS, *secrets) if secret in text] == [], text
 
 
-@pytest.mark.parametrize("form", ["text", "json"])
-@pytest.mark.parametrize("kind", ["command", "language model"])
+@pytest.mark.parametrize(("kind", "form"), [("command", "text"), ("language model", "json")])
 def test_a_model_that_repeats_all_it_knows_tells_no_secret(
     assistant: CommandLine,
     owner: psycopg.Connection[Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ BEGIN
 END
 $$
 """
+NO_CONNECTION = "too many clients already|connection slots are reserved"
 WAITING_FOR_A_LOCK = """
 SELECT FROM pg_stat_activity WHERE usename = 'runtime' AND wait_event_type = 'Lock'
 """
@@ -111,8 +113,8 @@ def test_a_server_without_a_free_connection_is_waited_for(
     with ExitStack() as taken:
         take_all_connections(admin, password_server.url(), taken)
         run.says("cannot renew the lease, trying on")
-        assert "too many clients already" in refused(assistant, "kv", "get", "k")
-        assert "too many clients already" in refused(assistant, "send", "hello")
+        for command in (["kv", "get", "k"], ["send", "hello"]):
+            assert re.search(NO_CONNECTION, refused(assistant, *command))
     check_at_work(assistant, run)
 
 
