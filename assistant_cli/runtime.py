@@ -311,12 +311,13 @@ async def keep_lease(database: Database, lease: Lease) -> None:
 
 
 async def _follow_news(database: Database, agents: list[Agent]) -> None:
-    """Wake the agents whenever a message waits, another reminder is next, or a tick is wanted."""
-    known: list[tuple[datetime | None, datetime | None]] = []
+    """Wake the agents when a message waits, a reminder, a tick, or the database is back."""
+    known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, _: Hints) -> bool | None:
         waiting = await inbox.seconds_to_next(connection) is not None
-        coming = await firing.next_due(connection), await ticks.last_request(connection)
+        due, requested = await firing.next_due(connection), await ticks.last_request(connection)
+        coming = due, requested, database.losses
         changed = waiting or [coming] != known
         known[:] = [coming]
         return True if changed else None

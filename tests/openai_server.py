@@ -167,6 +167,16 @@ def fails(status: int, **headers: str) -> Behaviour:
     return behave
 
 
+def refuses_and_repeats(handler: _Handler) -> None:
+    """A refusal that tells the key, and all that was said."""
+    told = f"{handler.headers['authorization']} {json.dumps(handler.request_body)}"
+    body = json.dumps({"error": {"message": f"this key is not known: {told}"}}).encode()
+    handler.send_response(401)
+    handler.send_header("content-length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
 def stalls(handler: _Handler) -> None:
     """The beginning of a reply, and then nothing."""
     handler.open_stream()

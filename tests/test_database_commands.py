@@ -18,7 +18,8 @@ from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store.migrations import LATEST_VERSION
 
 from .conftest import CommandLine, Finished, eventually
-from .password_server import PASSWORD, PasswordServer
+from .password_server import PasswordServer
+from .postgres_server import PASSWORD
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .hosting import ask, hosting, rows, until_equal
-from .password_server import PASSWORD, PasswordServer, answers, free_port
+from .password_server import PasswordServer
+from .postgres_server import PASSWORD, answers, free_port
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer")

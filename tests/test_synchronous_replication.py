@@ -11,53 +11,88 @@ from .conftest import CommandLine, eventually
 from .password_server import PasswordServer
 
 
-@pytest.fixture
-def no_standby(
-    password_server: PasswordServer, environment: dict[str, str]
-) -> Iterator[tuple[CommandLine, psycopg.Connection[tuple[object, ...]]]]:
-    """A command line on a server whose commits wait for a standby that is away."""
-    options = "?options=-csynchronous_commit%3Doff"
-    with psycopg.connect(password_server.url() + options, autocommit=True) as admin:
-        admin.execute("TRUNCATE kv, assistant.messages CASCADE")
-        admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
-        admin.execute("SELECT pg_reload_conf()")
-        url = password_server.url("runtime")
-        command_line = CommandLine({**environment, "ASSISTANT_DATABASE_URL": url})
-        try:
-            yield command_line, admin
-        finally:
-            admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
-            admin.execute("SELECT pg_reload_conf()")
-            command_line.end_all()
+class Standby:
+    """The standby that commits wait for, which may be away, but never comes."""
 
+    def __init__(self, admin: psycopg.Connection[tuple[object, ...]]) -> None:
+        self._admin = admin
 
-def break_off(admin: psycopg.Connection[tuple[object, ...]]) -> None:
-    """End the wait for the standby once there is one."""
+    def leave(self) -> None:
+        """From now on commits wait."""
+        self._admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
+        self._admin.execute("SELECT pg_reload_conf()")
 
-    def waiting() -> list[tuple[object, ...]]:
-        return admin.execute(
+    def be_forgotten(self) -> None:
+        """Commits that wait are done, and none waits any more."""
+        self._admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        self._admin.execute("SELECT pg_reload_conf()")
+
+    def waiting(self) -> list[tuple[object, ...]]:
+        """The commits that wait: their process and since when."""
+        return self._admin.execute(
             "SELECT pid, query_start FROM pg_stat_activity "
             "WHERE wait_event = 'SyncRep' AND usename = 'runtime'"
         ).fetchall()
 
-    eventually(waiting, "the wait")
-    ((pid, began),) = waiting()
-    admin.execute("SELECT pg_cancel_backend(%s)", (pid,))
-    eventually(lambda: (pid, began) not in waiting(), "the end of the wait")
+    def break_off(self) -> None:
+        """End the wait for the standby once there is one."""
+        eventually(self.waiting, "the wait")
+        ((pid, began),) = self.waiting()
+        self._admin.execute("SELECT pg_cancel_backend(%s)", (pid,))
+        eventually(lambda: (pid, began) not in self.waiting(), "the end of the wait")
+
+
+@pytest.fixture
+def standby(password_server: PasswordServer) -> Iterator[Standby]:
+    options = "?options=-csynchronous_commit%3Doff"
+    with psycopg.connect(password_server.url() + options, autocommit=True) as admin:
+        admin.execute("TRUNCATE kv, assistant.messages, assistant.leases CASCADE")
+        standby = Standby(admin)
+        yield standby
+        standby.be_forgotten()
+
+
+@pytest.fixture
+def runtime(
+    standby: Standby, password_server: PasswordServer, environment: dict[str, str]
+) -> Iterator[CommandLine]:
+    """The command line of a user that runs the agents."""
+    url = password_server.url("runtime")
+    command_line = CommandLine({**environment, "ASSISTANT_DATABASE_URL": url})
+    yield command_line
+    standby.be_forgotten()
+    command_line.end_all()
 
 
 @pytest.mark.parametrize(
     "command", [("kv", "set", "k", "1"), ("send", "hello", "--id", "1"), ("report", "a", "idle")]
 )
 def test_a_write_that_no_standby_confirmed_is_not_done(
-    no_standby: tuple[CommandLine, psycopg.Connection[tuple[object, ...]]],
-    command: tuple[str, ...],
+    runtime: CommandLine, standby: Standby, command: tuple[str, ...]
 ) -> None:
-    assistant, admin = no_standby
-    process = assistant.start(*command)
+    standby.leave()
+    process = runtime.start(*command)
     # A message is sent once more before anybody is troubled, and waits again.
     for _ in range(2 if command[0] == "send" else 1):
-        break_off(admin)
+        standby.break_off()
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, len(err.splitlines())) == (69, "", 1), err
     assert "the standbys have not confirmed it" in err
+
+
+def test_a_run_waits_for_its_standbys_and_then_goes_on(
+    runtime: CommandLine, standby: Standby
+) -> None:
+    run = runtime.start_run("--model", "command:tr a-z A-Z", "--heartbeat", "1s")
+    assert run.stderr is not None
+    assert runtime("send", "--wait", "before").out == "BEFORE\n"
+    standby.leave()
+    waiting = runtime.start("send", "--wait", "meanwhile")
+    # That is when a lease, a tick and a message wait, all of them for the standby.
+    assert any("cannot renew the lease" in line for line in run.stderr)
+    assert runtime("kv", "get", "status_board", "conversation.status", "-r").out == "idle\n"
+    standby.be_forgotten()
+    assert waiting.communicate(timeout=30) == ("MEANWHILE\n", "")
+    assert runtime("send", "--wait", "after").out == "AFTER\n"
+    assert runtime("status", "--check", "conversation", "heartbeat").code == 0
+    assert run.poll() is None

@@ -21,8 +21,9 @@ from ..durations import format_duration
 from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
 from ..messages import AgentStatus, Outcome, Turn
 from ..models import Model
+from ..redaction import without_secrets
 from ..store.board import StatusBoard, shorten_detail
-from ..store.database import Database
+from ..store.database import Database, parse_dsn
 from ..store.inbox import RETRY_DELAY
 from ..store.leases import Lease
 from ..store.turns import CANCELLED
@@ -131,13 +132,17 @@ async def run_agent(agent: Agent, host: Host) -> int:
         LeaseLostError: another process took the agent over.
     """
     failed = in_a_row = unreachable = 0
-    recovered = False
+    recovered: int | None = None
     while not host.stopping.is_set():
         try:
-            if not recovered:
+            # A failover may have lost that a turn has ended; nobody would end it again.
+            losses = host.database.losses
+            if recovered != losses:
                 await agent.recover()
-                recovered = True
+                recovered = losses
             turn = await agent.claim()
+            if turn is None and recovered != host.database.losses:
+                continue
             # A signal that came during the claim has woken nobody who would wait here.
             if turn is None and (host.stopping.is_set() or not await agent.wait()):
                 break
@@ -146,7 +151,7 @@ async def run_agent(agent: Agent, host: Host) -> int:
                 known = {"agent": agent.name}
                 log.warning("%s: waiting for the database: %s", agent.name, error, extra=known)
             # The claim may have been committed all the same; then nobody executes that turn.
-            recovered = False
+            recovered = None
             unreachable += 1
             await _pause(host, unreachable)
             continue
@@ -201,9 +206,9 @@ async def _run_turn(agent: Agent, host: Host, turn: Turn) -> bool:
         log.info("%s: turn %d %s after %s", agent.name, turn.id, outcome, taken, extra=known)
         await _show(agent, host, "idle", None)
         return True
-    reason = _shorten_reason(error)
+    reason = _shorten_reason(_without_messages(error, turn))
     event = f"{agent.name}: turn {turn.id} {outcome} after {taken}"
-    log.warning("%s: %s", event, _shorten_reason(_without_messages(error, turn)), extra=known)
+    log.warning("%s: %s", event, reason, extra=known)
     await _show(agent, host, "failed", f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}")
     return False
 
@@ -214,7 +219,7 @@ def _names(agent: Agent, turn: Turn) -> dict[str, object]:
 
 
 def _without_messages(error: str, turn: Turn) -> str:
-    """A reason for the log: a model's command, or its server, may well repeat what it was asked."""
+    """A reason to show: a model's command, or its server, may well repeat what it was asked."""
     reason = " ".join(error.split())
     said = (line for message in turn.messages for line in message.content.splitlines())
     for words in filter(None, (re.escape(" ".join(line.split())) for line in said)):
@@ -265,7 +270,8 @@ async def _execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
         event = f"{agent.name}: turn {turn.id} met an unforeseen error"
         log.exception("%s", event, extra=_names(agent, turn))
         outcome, error = "failed", f"unforeseen {type(problem).__name__}"
-    error = error[:_MAX_ERROR_CHARACTERS]
+    password = parse_dsn(host.database.dsn).get("password")
+    error = without_secrets(error, password)[:_MAX_ERROR_CHARACTERS]
     await patiently(lambda: agent.fail(turn, outcome, error))
     return outcome, error
 

@@ -35,10 +35,14 @@ PATIENCE_SECONDS = 15.0
 
 # The server ends, or is read-only since a failover: what else is open to it is no better.
 _GONE = ("08", "57P", "25006")
-# A process that is stopped in a transaction must not keep others from taking over. A pooler
-# between us and the server tells another backend than the one that answers.
+# A process that is stopped in a transaction must not keep others from taking over. Who has given
+# up must not go on waiting for a lock, or the server fills while its commits wait for standbys;
+# only on Windows can it not look. A pooler between us and the server tells another backend than
+# the one that answers.
 _SESSION = """
-SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s', false)
+SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s', false),
+    CASE WHEN version() !~* 'windows|mingw|visual c' THEN
+        set_config('client_connection_check_interval', '2s', false) END
 """
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
@@ -82,6 +86,9 @@ class Database:
 
     A pool of its own would hide why a connection failed behind a time-out, and a command that
     asks one question would pay for its workers.
+
+    `losses`: how often a follower lost its connection. Where a failover came between, what was
+    committed before may be gone.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Database:
             revive: called when nobody answers, before the one further attempt.
         """
         self.dsn = dsn
+        self.losses = 0
         self._revive = revive
         self._idle: list[_Connection] = []
         self._closed = False

@@ -57,6 +57,7 @@ async def follow(
         except DatabaseUnreachableError:
             if not connected:
                 raise
+        database.losses += 1
         failures += 1
         if failures == 1:
             log.warning("lost the database; trying again until it is back")

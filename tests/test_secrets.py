@@ -1,0 +1,141 @@
+"""Keys and passwords are repeated nowhere, and what was said in no log, whatever fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from .command_lines import running_command_lines
+from .conftest import CommandLine, eventually
+from .openai_server import MODEL, OpenAIServer, refuses_and_repeats
+from .password_server import PasswordServer
+from .postgres_server import PASSWORD
+
+KEY = "sk-canary-0815"
+TOKEN = "token-canary-0816"
+WRONG_PASSWORD = "wrong-canary-0817"
+SAID = "the canary sings at 0818"
+VALUE = "value-canary-0819"
+SECRETS = (KEY, TOKEN, PASSWORD, WRONG_PASSWORD)
+
+REPEATS_ALL = "command:cat >&2; env >&2; sleep 0.2; exit 3"
+KEPT = """
+SELECT coalesce(string_agg(line, chr(10)), '') FROM (
+    SELECT kv::text AS line FROM kv WHERE key = 'status_board'
+    UNION ALL SELECT detail FROM assistant.board_events
+    UNION ALL SELECT turns::text FROM assistant.turns
+    UNION ALL SELECT steps::text FROM assistant.turn_steps AS steps
+    UNION ALL SELECT error FROM assistant.messages
+) AS lines
+"""
+BOARD = "SELECT value::text FROM kv WHERE key = 'status_board'"
+FAILED = "SELECT FROM assistant.turns WHERE outcome = 'failed'"
+
+
+@pytest.fixture
+def owner(password_server: PasswordServer) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(password_server.url(), autocommit=True) as connection:
+        connection.execute(
+            "TRUNCATE kv, assistant.messages, assistant.turns, assistant.leases, "
+            "assistant.board_events RESTART IDENTITY CASCADE"
+        )
+        yield connection
+
+
+@pytest.fixture
+def assistant(
+    owner: psycopg.Connection[Any], password_server: PasswordServer, environment: dict[str, str]
+) -> Iterator[CommandLine]:
+    url = password_server.url("runtime")
+    secrets = {"OPENAI_API_KEY": KEY, "OTHER_TOKEN": TOKEN, "ASSISTANT_DATABASE_URL": url}
+    command_line = CommandLine({**environment, **secrets})
+    yield command_line
+    command_line.end_all()
+
+
+def log_of_failures(
+    assistant: CommandLine, owner: psycopg.Connection[Any], model: str, form: str
+) -> str:
+    """What `run` logs whose turns fail; the process list tells nothing meanwhile."""
+    run = assistant.start("run", "--model", model, "--log-format", form, "--heartbeat", "1s")
+    assert assistant("send", SAID).code == 0
+    words: set[str] = set()
+
+    def failed() -> bool:
+        for process in [(parent := psutil.Process(run.pid)), *parent.children(recursive=True)]:
+            try:
+                words.update(process.cmdline())
+            except psutil.NoSuchProcess:
+                continue
+        return owner.execute(FAILED).rowcount > 0
+
+    eventually(failed, "a failed turn")
+    eventually(lambda: '"failed"' in str(owner.execute(BOARD).fetchone()), "the board")
+    run.terminate()
+    out, log = run.communicate(timeout=30)
+    assert out == ""
+    assert_silent("\n".join(words))
+    return log
+
+
+def assert_silent(text: str, *secrets: str) -> None:
+    """Nothing secret is in it."""
+    assert [secret for secret in (*SECRETS, *secrets) if secret in text] == [], text
+
+
+@pytest.mark.parametrize(("kind", "form"), [("command", "text"), ("language model", "json")])
+def test_a_model_that_repeats_all_it_knows_tells_no_secret(
+    assistant: CommandLine,
+    owner: psycopg.Connection[Any],
+    server: OpenAIServer,
+    kind: str,
+    form: str,
+) -> None:
+    server.always(refuses_and_repeats)
+    assistant.environment["ASSISTANT_BASE_URL"] = server.base_url
+    model = REPEATS_ALL if kind == "command" else MODEL
+    log = log_of_failures(assistant, owner, model, form)
+    assert_silent(log, SAID)
+    ((kept,),) = owner.execute(KEPT).fetchall()
+    assert "[secret]" in kept
+    assert_silent(kept)
+    ((board,),) = owner.execute(BOARD).fetchall()
+    assert_silent(board, SAID)
+    for command in ("turns ls", "status --history", "status --json", "turns show 1"):
+        done = assistant(*command.split())
+        assert_silent(done.out + done.err)
+    home = Path(assistant.environment["ASSISTANT_HOME"])
+    for path in home.rglob("*"):
+        if path.is_file():
+            assert_silent(path.read_text("utf-8", "replace"), SAID)
+
+
+@pytest.mark.parametrize("fault", ["refused", "forbidden", "down", "malformed"])
+def test_no_command_that_fails_tells_a_secret(
+    assistant: CommandLine, password_server: PasswordServer, fault: str
+) -> None:
+    url = password_server.url("stranger")
+    match fault:
+        case "refused":
+            url = password_server.url("stranger", WRONG_PASSWORD)
+        case "down":
+            url = url.replace(str(password_server.port), "1")
+        case "malformed":
+            url = url.replace("//", "/", 1)
+    with running_command_lines({**assistant.environment, "ASSISTANT_DATABASE_URL": url}) as run:
+        for command in (
+            ["send", SAID],
+            ["kv", "set", "k", json.dumps(VALUE)],
+            ["kv", "set", "k", f'["{VALUE}'],
+            ["run"],
+            ["doctor"],
+        ):
+            done = run(command)
+            assert done.code in {65, 69, 77, 78}, done
+            assert_silent(done.out + done.err, SAID, VALUE)
