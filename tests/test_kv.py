@@ -755,3 +755,24 @@ async def test_a_value_the_database_refuses_fails_alone(database: Database) -> N
     )
     assert [isinstance(result, ConflictError) for result in results] == [False, False, True, False]
     assert await database.kv.list_keys() == ["a", "b", "first"]
+
+
+async def test_a_prefix_is_found_by_both_its_ends_however_often_it_is_asked_for(
+    database: Database,
+) -> None:
+    await rows(
+        database,
+        "INSERT INTO kv (key, value) SELECT 'k/' || n, '1' FROM generate_series(1, 5000) n",
+    )
+    await rows(database, "ANALYZE kv")
+    async with database.connection() as connection:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+    for _ in range(6):  # psycopg prepares what is asked for again and again
+        await database.kv.list_keys("k/1")
+    plan = await rows(
+        database,
+        "EXPLAIN EXECUTE "
+        + (await rows(database, "SELECT name FROM pg_prepared_statements"))[0]
+        + "('k/1', 'k/2', NULL)",
+    )
+    assert any("Index Cond" in line and line.count("key") == 2 for line in plan), plan
