@@ -6,6 +6,7 @@ agent's lease is still this process's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
@@ -160,11 +161,33 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
 
     Doing it again after a lost connection is safe: a turn that is done stays as it is.
     """
+    changes_more = any(reply.effects for reply in replies)
+    if not changes_more and await _answer_at_once(database, token, turn, replies):
+        return
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         if await turns.end(connection, turn, "done"):
             await _keep_replies(connection, turn, replies)
             await announce(connection)
+
+
+async def _answer_at_once(
+    database: Database, token: int, turn: Turn, replies: Sequence[Reply]
+) -> bool:
+    """Do that in one statement, since whoever sent waits for it; False: nothing was done."""
+    kept = [
+        {"id": str(uuid4()), "text": reply.text, "answers": [str(m.id) for m in reply.answers]}
+        for reply in replies
+    ]
+    parameters = {
+        "token": token,
+        "turn": turn.id,
+        "conversation": turn.conversation,
+        "replies": json.dumps(kept),
+    }
+    async with database.connection() as connection:
+        cursor = await connection.execute(_SQL["answer_at_once"], parameters)
+        return await cursor.fetchone() is not None
 
 
 async def fail_turn(
