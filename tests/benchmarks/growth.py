@@ -18,7 +18,7 @@ from assistant_cli.store.status import get_snapshot
 from .board import entry
 from .keys import fill_keys
 from .measuring import Contestants, Goal, Row, Size
-from .server import UPSERT, Server, median_latency, opened
+from .server import Server, median_latency, opened
 
 Operation = Callable[[Database, int], Awaitable[object]]
 """What is measured; it is given the database and its turn."""
@@ -42,8 +42,8 @@ def _agents(count: int) -> list[str]:
 
 
 def _messages(count: int) -> list[str]:
-    """Messages with their replies and turns, a tenth of them in the conversation `main`."""
-    conversation = "CASE WHEN n % 10 = 0 THEN 'main' ELSE 'talk-' || n % 100 END"
+    """Messages with their replies and turns, the last hundred in the conversation `main`."""
+    conversation = f"CASE WHEN n > {count // 2} - 50 THEN 'main' ELSE 'talk-' || n % 100 END"
     return [
         "INSERT INTO assistant.turns "
         "(agent, trigger, conversation, token, model, outcome, ended_at) "
@@ -133,14 +133,17 @@ async def bytes_an_update(database: Database, updates: int) -> float:
     # The first change of a page after a checkpoint writes all of it.
     for number in range(10):
         await board.update("agent-1", entry(-number))
+    before = await _written(database)
+    for number in range(updates):
+        await board.update("agent-1", entry(number))
+    return (await _written(database) - before) / updates
+
+
+async def _written(database: Database) -> float:
     async with database.connection() as connection:
-        before = await (await connection.execute(_WRITTEN.encode())).fetchone()
-        for number in range(updates):
-            await board.update("agent-1", entry(number))
-        after = await (await connection.execute(_WRITTEN.encode())).fetchone()
-    assert before is not None
-    assert after is not None
-    return float(after[0] - before[0]) / updates
+        row = await (await connection.execute(_WRITTEN.encode())).fetchone()
+    assert row is not None
+    return float(row[0])
 
 
 @asynccontextmanager
@@ -167,14 +170,12 @@ async def _watched_by(
             changes = await stack.enter_async_context(aclosing(database.kv.watch("watched")))
             await anext(changes)
             watching.append(changes)
-        async with database.connection() as connection:
 
-            async def write(_: int) -> None:
-                value = str(uuid4().int)
-                await connection.execute(UPSERT, ("watched", value), prepare=True)
-                await asyncio.gather(*(anext(changes) for changes in watching))
+        async def write(_: int) -> None:
+            await database.kv.set("watched", uuid4().int)
+            await asyncio.gather(*(anext(changes) for changes in watching))
 
-            yield write
+        yield write
 
 
 def _row(title: str, what: str, fill: Fill, operation: Operation) -> Row:
