@@ -178,20 +178,21 @@ async def _watched_by(
         yield write
 
 
-def _row(title: str, what: str, fill: Fill, operation: Operation) -> Row:
-    return Row(title, "ms", partial(filled, what=what, fill=fill, operation=operation), FLAT)
+def _row(title: str, what: str, fill: Fill, operation: Operation, goal: Goal | None = FLAT) -> Row:
+    return Row(title, "ms", partial(filled, what=what, fill=fill, operation=operation), goal)
 
 
+# What is one object, or goes to each of many, has to grow; the rest has not.
 ROWS = {
     "growth-get": _row("`kv get` among keys", "keys", _keys, get),
     "growth-ls": _row("`kv ls` of a prefix of 100 keys", "keys", _keys, list_prefix),
     "growth-watch": _row("`kv watch` of that prefix, to the first", "keys", _keys, first_of_watch),
-    "growth-update": _row("board update among agents", "agents", _agents, update),
-    "growth-board": _row("`status` of a board of agents", "agents", _agents, snapshot),
-    "growth-wal": Row("write-ahead log of a board update", "bytes", written_ahead, FLAT),
+    "growth-update": _row("board update among agents", "agents", _agents, update, None),
+    "growth-board": _row("`status` of a board of agents", "agents", _agents, snapshot, None),
+    "growth-wal": Row("write-ahead log of a board update", "bytes", written_ahead),
     "growth-context": _row("a turn's context of messages", "messages", _messages, context),
     "growth-history": _row("`history` of messages", "messages", _messages, last_messages),
     "growth-status": _row("`status` with messages", "messages", _messages, snapshot),
     "growth-inbox": _row("a look into the inbox", "messages", _messages, next_message),
-    "growth-watchers": Row("written to delivered to all watchers", "ms", watchers, FLAT),
+    "growth-watchers": Row("written to delivered to all watchers", "ms", watchers),
 }
