@@ -86,6 +86,7 @@ class Database:
         self._revive = revive
         self._idle: list[Connection] = []
         self._closed = False
+        self._limit = limit
         self._slots = asyncio.Semaphore(limit)
 
     @cached_property
@@ -161,6 +162,18 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def lasting_connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection for as long as need be, beside those that are limited.
+
+        Whoever has changed the session, as by LISTEN, changes it back or closes it.
+        """
+        connection = await self._take()
+        try:
+            yield connection
+        finally:
+            await self._give_back(connection)
+
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
@@ -183,7 +196,7 @@ class Database:
 
     async def _give_back(self, connection: Connection) -> None:
         reusable = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-        if reusable and not self._closed:
+        if reusable and not self._closed and len(self._idle) < self._limit:
             self._idle.append(connection)
         else:
             await connection.close()

@@ -104,7 +104,9 @@ async def put_message(
 async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...] | None:
     """Put a message, or find the one that has its id: its id, conversation and content."""
     async with database.connection() as connection:
-        await connection.execute(_SQL["put"], parameters)
+        put = await (await connection.execute(_SQL["put"], parameters)).fetchone()
+        if put is not None:
+            return put[0], parameters["conversation"], parameters["content"]
         return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 
