@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -776,3 +777,14 @@ async def test_a_prefix_is_found_by_both_its_ends_however_often_it_is_asked_for(
         + "('k/1', 'k/2', NULL)",
     )
     assert any("Index Cond" in line and line.count("key") == 2 for line in plan), plan
+
+
+async def test_a_watch_that_ends_leaves_a_connection_that_listens_no_more(
+    database: Database,
+) -> None:
+    await database.kv.set("k", 1)
+    async with aclosing(database.kv.watch("k")) as changes:
+        await anext(changes)
+    assert await rows(database, "SELECT pg_listening_channels()") == []
+    backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    assert await rows(database, backends) == [1]
