@@ -23,11 +23,12 @@ from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
 from .models.pausing import PausingModel
-from .store import firing, inbox, leases, ticks, turns
+from .store import inbox, leases, turns
 from .store.board import StatusBoard, create_status_board
 from .store.database import Connection, Database
 from .store.follow import POLL_SECONDS, Hints, Read, T, follow
 from .store.leases import Lease
+from .store.news import read_news
 from .store.retention import prune
 
 log = logging.getLogger(__name__)
@@ -311,19 +312,17 @@ async def keep_lease(database: Database, lease: Lease) -> None:
 
 
 async def _follow_news(database: Database, agents: list[Agent]) -> None:
-    """Wake the agents when a message waits, a reminder, a tick, or the database is back."""
+    """Wake the agents for a new time, a wanted tick or a lost connection; one for messages."""
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
-    async def read(connection: Connection, _: Hints) -> bool | None:
-        waiting = await inbox.seconds_to_next(connection) is not None
-        due, requested = await firing.next_due(connection), await ticks.last_request(connection)
-        coming = due, requested, database.losses
-        changed = waiting or [coming] != known
-        known[:] = [coming]
-        return True if changed else None
+    async def read(connection: Connection, _: Hints) -> list[Agent] | None:
+        news = await read_news(connection)
+        facts = news.next_due, news.last_request, database.losses
+        changed, known[:] = [facts] != known, [facts]
+        return [a for a in agents if changed or (news.waiting and a.name == CONVERSATION)] or None
 
-    def wake(_: bool) -> None:
-        for agent in agents:
+    def wake(woken: list[Agent]) -> None:
+        for agent in woken:
             agent.wake()
 
     await _follow_patiently(database, inbox.CHANNEL, read, wake, poll=_NEWS_POLL_SECONDS)

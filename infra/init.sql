@@ -479,7 +479,20 @@ $$;
 INSERT INTO assistant.migrations (version, name)
 VALUES (6, 'rising_revisions') ON CONFLICT DO NOTHING;
 
--- Writing a key and updating the board cost less: fewer queries inside each.
+-- What is done most often costs less.
+
+-- As before, but that the next message is found without looking at all that wait.
+CREATE INDEX IF NOT EXISTS messages_waiting
+    ON assistant.messages (conversation, position) WHERE state = 'waiting';
+CREATE OR REPLACE VIEW assistant.waiting_messages AS
+SELECT id, conversation, position,
+    CASE WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
+        ELSE coalesce((
+            SELECT first.retry_at FROM assistant.messages AS first
+            WHERE first.conversation = message.conversation AND first.state = 'waiting'
+            ORDER BY first.position LIMIT 1), '-infinity')
+    END AS ready_at
+FROM assistant.messages AS message WHERE state = 'waiting';
 
 CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -575,7 +588,7 @@ END
 $$;
 
 INSERT INTO assistant.migrations (version, name)
-VALUES (7, 'fewer_queries') ON CONFLICT DO NOTHING;
+VALUES (7, 'less_work') ON CONFLICT DO NOTHING;
 
 -- What is old, or belongs to a turn, is found without reading every row.
 CREATE INDEX IF NOT EXISTS messages_of_turn ON assistant.messages (turn_id);

@@ -83,7 +83,7 @@ def wire(tmp_path: Path) -> Iterator[TextIO]:
 
 @pytest.mark.parametrize(
     ("operation", "most"),
-    [(_kv_get, 1), (_kv_set, 1), (_update, 1), (_send, 2), (_status, 8)],
+    [(_kv_get, 1), (_kv_set, 1), (_update, 1), (_send, 1), (_status, 8)],
 )
 async def test_an_operation_takes_no_more_round_trips_than_it_needs(
     database: Database,

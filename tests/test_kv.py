@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -784,3 +785,35 @@ async def test_a_value_the_database_refuses_fails_alone(database: Database) -> N
     )
     assert [isinstance(result, ConflictError) for result in results] == [False, False, True, False]
     assert await database.kv.list_keys() == ["a", "b", "first"]
+
+
+async def test_a_prefix_is_found_by_both_its_ends_however_often_it_is_asked_for(
+    database: Database,
+) -> None:
+    await rows(
+        database,
+        "INSERT INTO kv (key, value) SELECT 'k/' || n, '1' FROM generate_series(1, 5000) n",
+    )
+    await rows(database, "ANALYZE kv")
+    async with database.connection() as connection:
+        await connection.execute("SET plan_cache_mode = force_generic_plan")
+    for _ in range(6):  # psycopg prepares what is asked for again and again
+        await database.kv.list_keys("k/1")
+    plan = await rows(
+        database,
+        "EXPLAIN EXECUTE "
+        + (await rows(database, "SELECT name FROM pg_prepared_statements"))[0]
+        + "('k/1', 'k/2', NULL)",
+    )
+    assert any("Index Cond" in line and line.count("key") == 2 for line in plan), plan
+
+
+async def test_a_watch_that_ends_leaves_a_connection_that_listens_no_more(
+    database: Database,
+) -> None:
+    await database.kv.set("k", 1)
+    async with aclosing(database.kv.watch("k")) as changes:
+        await anext(changes)
+    assert await rows(database, "SELECT pg_listening_channels()") == []
+    backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    assert await rows(database, backends) == [1]

@@ -110,6 +110,7 @@ class Database:
         self._revive = revive
         self._idle: list[_Connection] = []
         self._closed = False
+        self._limit = limit
         self._slots = asyncio.Semaphore(limit)
 
     @cached_property
@@ -189,6 +190,18 @@ class Database:
         async with self.connection() as connection, connection.transaction():
             yield connection
 
+    @asynccontextmanager
+    async def lasting_connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection for as long as need be, beside those that are limited.
+
+        Whoever has changed the session, as by LISTEN, changes it back or closes it.
+        """
+        connection = await self._take()
+        try:
+            yield connection
+        finally:
+            await self._give_back(connection)
+
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
@@ -211,7 +224,8 @@ class Database:
 
     async def _give_back(self, connection: _Connection) -> None:
         idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
-        if idle and not connection.unconfirmed and not self._closed:
+        room = not self._closed and len(self._idle) < self._limit
+        if idle and room and not connection.unconfirmed:
             self._idle.append(connection)
         else:
             await connection.close()

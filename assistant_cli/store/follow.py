@@ -28,6 +28,7 @@ Read = Callable[[Connection, Hints], Awaitable[T | None]]
 
 POLL_SECONDS = 5.0
 _READ_SECONDS = 10.0
+_UNLISTEN_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_HINTS = 1.0
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -48,7 +49,7 @@ async def follow(
     connected = False
     while True:
         try:
-            async with await database.connect() as connection:
+            async with database.lasting_connection() as connection:
                 connected = True
                 async with aclosing(_states(connection, channel, read, poll)) as states:
                     async for state in states:
@@ -99,3 +100,16 @@ async def _states(
         raise DatabaseUnreachableError("the connection was lost") from error
     except psycopg.Error as error:
         raise translate(error) from error
+    finally:
+        await _stop_listening(connection)
+
+
+async def _stop_listening(connection: Connection) -> None:
+    """Leave a connection as it was, or close it."""
+    if connection.closed:
+        return
+    try:
+        async with asyncio.timeout(_UNLISTEN_SECONDS):
+            await connection.execute("UNLISTEN *")
+    except (psycopg.Error, TimeoutError):
+        await connection.close()

@@ -6,6 +6,7 @@ agent's lease is still this process's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
@@ -105,10 +106,12 @@ async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...
     """Put a message, or find the one that has its id: its id, conversation and content."""
     async with database.connection() as connection:
         reach("send.before")
-        if not (await connection.execute(_SQL["put"], parameters)).rowcount:
-            # It is known already, but perhaps not yet on the standbys; this waits for them.
-            await connection.execute(_SQL["confirm"], parameters)
+        put = await (await connection.execute(_SQL["put"], parameters)).fetchone()
         reach("send.after")
+        if put is not None:
+            return put[0], parameters["conversation"], parameters["content"]
+        # It is known already, but perhaps not yet on the standbys; this waits for them.
+        await connection.execute(_SQL["confirm"], parameters)
         return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 
@@ -167,6 +170,9 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
 
     Doing it again after a lost connection is safe: a turn that is done stays as it is.
     """
+    changes_more = any(reply.effects for reply in replies)
+    if not changes_more and await _answer_at_once(database, token, turn, replies):
+        return
     async with database.transaction() as connection:
         await guard(connection, AGENT, token)
         if await turns.end(connection, turn, "done"):
@@ -174,6 +180,27 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
             await announce(connection)
         reach("reply.before")
     reach("reply.after")
+
+
+async def _answer_at_once(
+    database: Database, token: int, turn: Turn, replies: Sequence[Reply]
+) -> bool:
+    """Do that in one statement, since whoever sent waits for it; False: nothing was done."""
+    kept = [
+        {"id": str(uuid4()), "text": reply.text, "answers": [str(m.id) for m in reply.answers]}
+        for reply in replies
+    ]
+    parameters = {
+        "token": token,
+        "turn": turn.id,
+        "conversation": turn.conversation,
+        "replies": json.dumps(kept),
+    }
+    async with database.connection() as connection:
+        reach("reply.before")
+        cursor = await connection.execute(_SQL["answer_at_once"], parameters)
+        reach("reply.after")
+        return await cursor.fetchone() is not None
 
 
 async def fail_turn(

@@ -29,14 +29,14 @@ WITH held AS (
     SELECT FROM assistant.leases
     WHERE agent = 'conversation' AND token = %(token)s AND expires_at > clock_timestamp()
     FOR KEY SHARE
-), due AS (
-    SELECT id, conversation, position FROM assistant.waiting_messages, held
-    WHERE ready_at <= clock_timestamp()
+), next AS (
+    SELECT conversation FROM assistant.waiting_messages, held
+    WHERE ready_at <= clock_timestamp() ORDER BY position LIMIT 1
 ), batch AS (
     SELECT id FROM assistant.messages
     WHERE state = 'waiting' AND id IN (
-        SELECT id FROM due
-        WHERE conversation = (SELECT conversation FROM due ORDER BY position LIMIT 1))
+        SELECT id FROM assistant.waiting_messages
+        WHERE conversation = (SELECT conversation FROM next) AND ready_at <= clock_timestamp())
     ORDER BY position LIMIT 100
     FOR UPDATE SKIP LOCKED
 ), turn AS (
@@ -64,6 +64,31 @@ VALUES (%(id)s, %(conversation)s, 'assistant', %(content)s, %(source)s, 'said', 
 UPDATE assistant.messages
 SET state = 'answered', reply_id = %(reply)s, answered_at = clock_timestamp(), error = NULL
 WHERE id = ANY(%(ids)s) AND turn_id = %(turn)s AND state = 'working';
+
+-- name: answer_at_once
+WITH held AS (
+    SELECT FROM assistant.leases
+    WHERE agent = 'conversation' AND token = %(token)s AND expires_at > clock_timestamp()
+    FOR KEY SHARE
+), ended AS (
+    UPDATE assistant.turns SET outcome = 'done', ended_at = clock_timestamp() FROM held
+    WHERE id = %(turn)s AND outcome = 'running'
+    RETURNING id
+), whole AS (
+    DELETE FROM assistant.partial_replies USING ended WHERE turn_id = ended.id
+), reply AS (
+    SELECT reply.* FROM ended,
+        jsonb_to_recordset(%(replies)s::jsonb) AS reply(id uuid, text text, answers uuid[])
+), said AS (
+    INSERT INTO assistant.messages (id, conversation, role, content, source, state, turn_id)
+    SELECT id, %(conversation)s, 'assistant', text, 'conversation', 'said', %(turn)s FROM reply
+), answered AS (
+    UPDATE assistant.messages AS message
+    SET state = 'answered', reply_id = reply.id, answered_at = clock_timestamp(), error = NULL
+    FROM reply
+    WHERE message.id = ANY(reply.answers) AND turn_id = %(turn)s AND state = 'working'
+)
+SELECT pg_notify('assistant_messages', '') FROM ended;
 
 -- name: return_failed
 UPDATE assistant.messages

@@ -40,11 +40,6 @@ class _SetKey(Write[int]):
     text: str
     ttl: timedelta | None
 
-    @property
-    def as_json(self) -> str:
-        seconds = "null" if self.ttl is None else repr(self.ttl.total_seconds())
-        return f'{{"key": {dump_json(self.key)}, "value": {self.text}, "ttl": {seconds}}}'
-
 
 class KeyValues:
     """Keys of 1 to 512 bytes, strict JSON values of at most 1 MB.
@@ -164,7 +159,8 @@ class KeyValues:
 
     async def _set_together(self, writes: list[_SetKey]) -> None:
         """Store texts of different keys with one commit, or each alone if one is refused."""
-        parameters = {"writes": f"[{', '.join(write.as_json for write in writes)}]"}
+        entries = (_entry_to_set(write.key, write.text, write.ttl) for write in writes)
+        parameters = {"writes": f"[{', '.join(entries)}]"}
         try:
             async with self._database.connection() as connection:
                 cursor = await connection.execute(_SQL["set"], parameters)
@@ -300,10 +296,14 @@ def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
     return "merge"
 
 
+def _entry_to_set(key: str, text: str, ttl: timedelta | None) -> str:
+    seconds = "null" if ttl is None else repr(ttl.total_seconds())
+    return f'{{"key": {dump_json(key)}, "value": {text}, "ttl": {seconds}}}'
+
+
 async def store_text(
     connection: Connection, key: str, text: str, ttl: timedelta | None = None
 ) -> None:
     """Store a text as a JSON string, as part of the caller's transaction."""
-    written = asyncio.get_running_loop().create_future()
-    parameters = {"writes": f"[{_SetKey(written, key, dump_json(text), ttl).as_json}]"}
+    parameters = {"writes": f"[{_entry_to_set(key, dump_json(text), ttl)}]"}
     await connection.execute(_SQL["set"], parameters)

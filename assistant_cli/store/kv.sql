@@ -71,7 +71,7 @@ RETURNING CASE WHEN expires_at <= clock_timestamp() THEN NULL ELSE key END AS ke
 SELECT key, value::text AS text, revision, updated_at, expires_at
 FROM public.kv
 WHERE key COLLATE "C" >= %(start)s
-    AND (%(end)s::text IS NULL OR key COLLATE "C" < %(end)s)
+    AND key COLLATE "C" < %(end)s
     AND (expires_at IS NULL OR expires_at > clock_timestamp())
 ORDER BY key COLLATE "C"
 LIMIT %(limit)s;
@@ -80,7 +80,7 @@ LIMIT %(limit)s;
 SELECT key
 FROM public.kv
 WHERE key COLLATE "C" >= %(start)s
-    AND (%(end)s::text IS NULL OR key COLLATE "C" < %(end)s)
+    AND key COLLATE "C" < %(end)s
     AND (expires_at IS NULL OR expires_at > clock_timestamp())
 ORDER BY key COLLATE "C"
 LIMIT %(limit)s;

@@ -71,12 +71,6 @@ async def is_requested(database: Database, agent: str) -> bool:
         return await _read_text(connection, _request_key(agent)) is not None
 
 
-async def last_request(connection: Connection) -> datetime | None:
-    """When a tick that has not begun was last asked for, of any agent."""
-    row = await (await connection.execute(_SQL["last_request"])).fetchone()
-    return row[0] if row else None
-
-
 async def wait_for_requested(database: Database, agent: str, since: datetime) -> int:
     """The id of the first turn asked for since a time, once it has ended.
 

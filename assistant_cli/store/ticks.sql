@@ -16,9 +16,5 @@ WHERE agent = %(agent)s AND trigger = 'request' AND outcome <> 'running'
     AND started_at >= %(since)s
 ORDER BY id LIMIT 1;
 
--- name: last_request
-SELECT max(updated_at) FROM public.kv
-WHERE key COLLATE "C" >= 'tick_requests/' AND key COLLATE "C" < 'tick_requests0';
-
 -- name: delete
 DELETE FROM public.kv WHERE key = %(key)s;

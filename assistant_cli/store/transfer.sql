@@ -18,14 +18,14 @@ COPY incoming (entry) FROM STDIN (FORMAT csv, DELIMITER E'\x02', QUOTE E'\x01');
 
 -- name: store_replacing
 INSERT INTO public.kv (key, value)
-SELECT DISTINCT ON (entry ->> 'key') entry ->> 'key', entry -> 'value'
-FROM incoming ORDER BY entry ->> 'key', line DESC
+SELECT DISTINCT ON (entry ->> 'key' COLLATE "C") entry ->> 'key', entry -> 'value'
+FROM incoming ORDER BY entry ->> 'key' COLLATE "C", line DESC
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = NULL;
 
 -- name: store_skipping
 INSERT INTO public.kv (key, value)
-SELECT DISTINCT ON (entry ->> 'key') entry ->> 'key', entry -> 'value'
-FROM incoming ORDER BY entry ->> 'key', line
+SELECT DISTINCT ON (entry ->> 'key' COLLATE "C") entry ->> 'key', entry -> 'value'
+FROM incoming ORDER BY entry ->> 'key' COLLATE "C", line
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires_at = NULL
 WHERE kv.expires_at <= clock_timestamp();
 

@@ -17,6 +17,8 @@ from .queries import load_queries
 
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_kv"
+_AFTER_ALL_KEYS = "\U0010ffff" * 129
+"""Longer than a key may be, so that it comes after all of them."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,16 @@ class _Watcher:
         return key == self._key if self._key is not None else key.startswith(self._prefix)
 
 
-def key_range(prefix: str) -> dict[str, str | None]:
-    """The range of keys, `start` to before `end`, that have a prefix; `end` None is open.
+def key_range(prefix: str) -> dict[str, str]:
+    """The range of keys, `start` to before `end`, that have a prefix.
 
-    UTF-8 byte order is code point order, so the end is the prefix with its last character
-    stepped up, over the surrogates, which no text holds.
+    An end that is open is none: a prepared query that allows for it reads all keys from the
+    start on. UTF-8 byte order is code point order, so the end is the prefix with its last
+    character stepped up, over the surrogates, which no text holds.
     """
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
-        return {"start": prefix, "end": None}
+        return {"start": prefix, "end": _AFTER_ALL_KEYS}
     following = ord(stem[-1]) + 1
     if following == 0xD800:
         following = 0xE000

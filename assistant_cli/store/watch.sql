@@ -7,7 +7,7 @@ WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
 SELECT key, revision
 FROM public.kv
 WHERE key COLLATE "C" >= %(start)s
-    AND (%(end)s::text IS NULL OR key COLLATE "C" < %(end)s)
+    AND key COLLATE "C" < %(end)s
     AND (expires_at IS NULL OR expires_at > clock_timestamp());
 
 -- name: entries

@@ -18,7 +18,7 @@ from assistant_cli.store.status import get_snapshot
 from .board import entry
 from .keys import fill_keys
 from .measuring import Contestants, Goal, Row, Size
-from .server import UPSERT, Server, median_latency, opened
+from .server import Server, median_latency, opened
 
 Operation = Callable[[Database, int], Awaitable[object]]
 """What is measured; it is given the database and its turn."""
@@ -42,8 +42,8 @@ def _agents(count: int) -> list[str]:
 
 
 def _messages(count: int) -> list[str]:
-    """Messages with their replies and turns, a tenth of them in the conversation `main`."""
-    conversation = "CASE WHEN n % 10 = 0 THEN 'main' ELSE 'talk-' || n % 100 END"
+    """Messages with their replies and turns, the last hundred in the conversation `main`."""
+    conversation = f"CASE WHEN n > {count // 2} - 50 THEN 'main' ELSE 'talk-' || n % 100 END"
     return [
         "INSERT INTO assistant.turns "
         "(agent, trigger, conversation, token, model, outcome, ended_at) "
@@ -133,14 +133,17 @@ async def bytes_an_update(database: Database, updates: int) -> float:
     # The first change of a page after a checkpoint writes all of it.
     for number in range(10):
         await board.update("agent-1", entry(-number))
+    before = await _written(database)
+    for number in range(updates):
+        await board.update("agent-1", entry(number))
+    return (await _written(database) - before) / updates
+
+
+async def _written(database: Database) -> float:
     async with database.connection() as connection:
-        before = await (await connection.execute(_WRITTEN.encode())).fetchone()
-        for number in range(updates):
-            await board.update("agent-1", entry(number))
-        after = await (await connection.execute(_WRITTEN.encode())).fetchone()
-    assert before is not None
-    assert after is not None
-    return float(after[0] - before[0]) / updates
+        row = await (await connection.execute(_WRITTEN.encode())).fetchone()
+    assert row is not None
+    return float(row[0])
 
 
 @asynccontextmanager
@@ -167,30 +170,29 @@ async def _watched_by(
             changes = await stack.enter_async_context(aclosing(database.kv.watch("watched")))
             await anext(changes)
             watching.append(changes)
-        async with database.connection() as connection:
 
-            async def write(_: int) -> None:
-                value = str(uuid4().int)
-                await connection.execute(UPSERT, ("watched", value), prepare=True)
-                await asyncio.gather(*(anext(changes) for changes in watching))
+        async def write(_: int) -> None:
+            await database.kv.set("watched", uuid4().int)
+            await asyncio.gather(*(anext(changes) for changes in watching))
 
-            yield write
+        yield write
 
 
-def _row(title: str, what: str, fill: Fill, operation: Operation) -> Row:
-    return Row(title, "ms", partial(filled, what=what, fill=fill, operation=operation), FLAT)
+def _row(title: str, what: str, fill: Fill, operation: Operation, goal: Goal | None = FLAT) -> Row:
+    return Row(title, "ms", partial(filled, what=what, fill=fill, operation=operation), goal)
 
 
+# What is one object, or goes to each of many, has to grow; the rest has not.
 ROWS = {
     "growth-get": _row("`kv get` among keys", "keys", _keys, get),
     "growth-ls": _row("`kv ls` of a prefix of 100 keys", "keys", _keys, list_prefix),
     "growth-watch": _row("`kv watch` of that prefix, to the first", "keys", _keys, first_of_watch),
-    "growth-update": _row("board update among agents", "agents", _agents, update),
-    "growth-board": _row("`status` of a board of agents", "agents", _agents, snapshot),
-    "growth-wal": Row("write-ahead log of a board update", "bytes", written_ahead, FLAT),
+    "growth-update": _row("board update among agents", "agents", _agents, update, None),
+    "growth-board": _row("`status` of a board of agents", "agents", _agents, snapshot, None),
+    "growth-wal": Row("write-ahead log of a board update", "bytes", written_ahead),
     "growth-context": _row("a turn's context of messages", "messages", _messages, context),
     "growth-history": _row("`history` of messages", "messages", _messages, last_messages),
     "growth-status": _row("`status` with messages", "messages", _messages, snapshot),
     "growth-inbox": _row("a look into the inbox", "messages", _messages, next_message),
-    "growth-watchers": Row("written to delivered to all watchers", "ms", watchers, FLAT),
+    "growth-watchers": Row("written to delivered to all watchers", "ms", watchers),
 }

@@ -1,0 +1,36 @@
+"""What there may be to do, in one look that costs the same however much there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import class_row
+
+from .database import Connection
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+
+
+@dataclass(frozen=True)
+class News:
+    """What may wake an agent.
+
+    Attributes:
+        waiting: whether a message waits.
+        next_due: when the next reminder or schedule is due; None: there is none.
+        last_request: when a tick was last asked for and not begun; None: none is.
+    """
+
+    waiting: bool
+    next_due: datetime | None
+    last_request: datetime | None
+
+
+async def read_news(connection: Connection) -> News:
+    """Look at what there may be to do."""
+    cursor = connection.cursor(row_factory=class_row(News))
+    news = await (await cursor.execute(_SQL["news"])).fetchone()
+    assert news is not None
+    return news
