@@ -169,7 +169,7 @@ def with_database(dsn: str, environment: dict[str, str]) -> Iterator[RunCommandL
         yield run
 
 
-@fuzzed(25)
+@fuzzed(10)
 @given(document=DOCUMENTS)
 def test_documents_pass_the_command_line(with_database: RunCommandLine, document: str) -> None:
     assert with_database(["kv", "set", "k", document]).code == 0

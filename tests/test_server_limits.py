@@ -120,7 +120,10 @@ def test_a_server_without_a_free_connection_is_waited_for(
 
 @pytest.mark.parametrize(
     ("setting", "told"),
-    [("statement_timeout", "SQLSTATE 57014"), ("lock_timeout", "SQLSTATE 55P03")],
+    [
+        ("statement_timeout", "SQLSTATE 57014"),
+        pytest.param("lock_timeout", "SQLSTATE 55P03", marks=pytest.mark.slow),
+    ],
 )
 def test_what_the_server_breaks_off_is_tried_again_by_a_run_and_told_by_a_command(
     assistant: CommandLine, admin: Admin, tmp_path: Path, setting: str, told: str
