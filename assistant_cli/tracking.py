@@ -11,11 +11,11 @@ from .agents.loop import patiently
 from .child_process import CommandNotExecutableError, CommandNotFoundError, run_command
 from .durations import format_duration
 from .errors import AssistantError, LeaseLostError
-from .runtime import keep_lease
 from .store import leases
 from .store.board import StatusBoard, check_agent, shorten_detail
 from .store.database import Database
 from .store.leases import Lease
+from .upkeep import keep_lease
 
 log = logging.getLogger(__name__)
 

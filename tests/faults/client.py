@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from assistant_cli import Database, StatusBoard, connect, runtime
+from assistant_cli import Database, StatusBoard, connect, runtime, upkeep
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError
 from assistant_cli.messages import Reply, Turn
 from assistant_cli.store import inbox, leases
@@ -170,7 +170,7 @@ async def _acquire(database: Database, agents: Sequence[str]) -> int:
 
 @asynccontextmanager
 async def _kept(database: Database, lease: leases.Lease) -> AsyncIterator[None]:
-    keeping = asyncio.create_task(runtime.keep_lease(database, lease))
+    keeping = asyncio.create_task(upkeep.keep_lease(database, lease))
     try:
         yield
     finally:

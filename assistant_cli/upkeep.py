@@ -1,0 +1,141 @@
+"""What a run does beside its agents: renew the lease, bring them news, tidy up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from .agents import CONVERSATION
+from .agents.loop import Agent, Host
+from .errors import AssistantError, DatabaseUnreachableError
+from .store import inbox, leases, turns
+from .store.board import StatusBoard
+from .store.database import Connection, Database
+from .store.follow import POLL_SECONDS, Hints, Read, T, follow
+from .store.leases import Lease
+from .store.news import read_news
+from .store.retention import prune
+
+log = logging.getLogger(__name__)
+
+_RENEWAL_PATIENCE_SECONDS = 3.0
+_RENEWAL_RETRY_SECONDS = 0.5
+_NEWS_POLL_SECONDS = 10.0
+_CANCELLATION_POLL_SECONDS = 1.0
+_PRUNE_SECONDS = 600.0
+_REPAIR_SECONDS = 5.0
+
+
+def upkeep(host: Host, agents: list[Agent]) -> list[Coroutine[Any, Any, None]]:
+    """The work beside the agents, each to go on until it is cancelled.
+
+    Raises:
+        LeaseLostError: another process took an agent over; the first of them does.
+    """
+    return [
+        keep_lease(host.database, host.lease),
+        _follow_news(host.database, agents),
+        _follow_cancellations(host),
+        _run_every(_PRUNE_SECONDS, lambda: prune(host.database)),
+        _run_every(_REPAIR_SECONDS, lambda: _repair(host.board)),
+    ]
+
+
+async def keep_lease(database: Database, lease: Lease) -> None:
+    """Renew a lease until cancelled, on a connection of its own.
+
+    Raises:
+        LeaseLostError: another process took an agent over.
+    """
+    failing = False
+    while True:
+        try:
+            async with await database.connect() as connection:
+                while True:
+                    async with asyncio.timeout(_RENEWAL_PATIENCE_SECONDS):
+                        await leases.renew(connection, lease)
+                    if failing:
+                        log.info("the database is back, and the lease is ours")
+                    failing = False
+                    await asyncio.sleep(leases.RENEWAL.total_seconds())
+        except (psycopg.Error, TimeoutError, DatabaseUnreachableError) as error:
+            if not failing:
+                reason = str(error).partition("\n")[0] or "the database does not answer"
+                log.warning("cannot renew the lease, trying on: %s", reason)
+            failing = True
+        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+
+
+async def _follow_news(database: Database, agents: list[Agent]) -> None:
+    """Wake the agents for a new time, a wanted tick or a lost connection; one for messages."""
+    known: list[tuple[datetime | None, datetime | None, int]] = []
+
+    async def read(connection: Connection, _: Hints) -> list[Agent] | None:
+        news = await read_news(connection)
+        facts = news.next_due, news.last_request, database.losses
+        changed, known[:] = [facts] != known, [facts]
+        return [a for a in agents if changed or (news.waiting and a.name == CONVERSATION)] or None
+
+    def wake(woken: list[Agent]) -> None:
+        for agent in woken:
+            agent.wake()
+
+    await _follow_patiently(database, inbox.CHANNEL, read, wake, poll=_NEWS_POLL_SECONDS)
+
+
+async def _follow_cancellations(host: Host) -> None:
+    """Cancel the turns that somebody asked to be ended."""
+
+    async def read(connection: Connection, _: Hints) -> list[int] | None:
+        if not host.executing:
+            return None
+        return await turns.read_cancelled(connection) or None
+
+    def cancel(requested: list[int]) -> None:
+        for turn_id in requested:
+            host.cancel(turn_id)
+
+    await _follow_patiently(
+        host.database, turns.CHANNEL, read, cancel, poll=_CANCELLATION_POLL_SECONDS
+    )
+
+
+async def _follow_patiently(
+    database: Database,
+    channel: str,
+    read: Read[T],
+    act: Callable[[T], None],
+    *,
+    poll: float = POLL_SECONDS,
+) -> None:
+    """Act on what is read, also where the database is away from the start."""
+    while True:
+        with suppress(DatabaseUnreachableError):
+            async with aclosing(follow(database, channel, read, poll=poll)) as states:
+                async for state in states:
+                    act(state)
+        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+
+
+async def _run_every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    failing = False
+    while True:
+        try:
+            await work()
+            failing = False
+        except AssistantError as error:
+            if not failing:
+                log.warning("cannot tidy up, trying on: %s", error)
+            failing = True
+        await asyncio.sleep(seconds)
+
+
+async def _repair(board: StatusBoard) -> None:
+    if await board.repair():
+        log.warning("another program had overwritten our part of the board; it is back")
