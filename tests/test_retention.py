@@ -101,7 +101,9 @@ async def test_expired_keys_go(database: Database) -> None:
 
 async def test_a_turn_that_nobody_can_end_is_closed(database: Database) -> None:
     orphan = await _add_turn(database, "running", NEW)
+    await rows(database, "INSERT INTO assistant.partial_replies VALUES (%s, 'Well')", orphan)
     await prune(database)
+    assert await rows(database, "SELECT text FROM assistant.partial_replies") == []
     assert await rows(database, "SELECT id, outcome, error FROM assistant.turns") == [
         (orphan, "interrupted", "the process that ran it ended")
     ]

@@ -178,8 +178,8 @@ async def answer_turn(database: Database, token: int, turn: Turn, replies: Seque
         if await turns.end(connection, turn, "done"):
             await _keep_replies(connection, turn, replies)
             await announce(connection)
-        reach("reply.before")
-    reach("reply.after")
+        reach("effects.before")
+    reach("effects.after")
 
 
 async def _answer_at_once(

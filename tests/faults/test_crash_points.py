@@ -77,6 +77,8 @@ def test_a_run_that_dies_is_finished_by_the_next(
     options = (*RUN_OPTIONS, "--model", failing_once(tmp_path))
     if not point.startswith("failure."):
         (tmp_path / "failed").mkdir()
+    if point.startswith("effects."):
+        assistant("send", "/remember tea", "--conversation", "c")
     # A heartbeat has thoughts while no message is being answered.
     alone = ("--agent", "heartbeat") if point.startswith("thought.") else ()
     dies(assistant, point, "run", *options, *alone)
@@ -84,6 +86,12 @@ def test_a_run_that_dies_is_finished_by_the_next(
         sql.execute("UPDATE assistant.messages SET retry_at = NULL WHERE state = 'waiting'")
     done = assistant("run", *options)
     assert done.code == 0, done.err
+    if point.startswith("effects."):
+        assert assistant("kv", "ls", "memory/notes/").out.count("\n") == 1
+        with psycopg.connect(dsn, autocommit=True) as sql:
+            # The checker knows answers by what they repeat.
+            taken = sql.execute("DELETE FROM assistant.messages WHERE conversation = 'c'")
+            assert taken.rowcount == 2
     final = read_store(dsn)
     assert check(History([], []), final) == []
     assert final.leases == {}
