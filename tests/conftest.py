@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,9 @@ from .openai_server import MODEL, OpenAIServer, serving
 
 if TYPE_CHECKING:
     from .password_server import PasswordServer
+
+# Whoever starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for something that ought to happen at once."""

@@ -242,7 +242,7 @@ def test_the_command_line_talks_to_any_server_by_its_address(
 ) -> None:
     server.will(says("Hello from afar."))
     assistant.environment |= {"ASSISTANT_BASE_URL": server.base_url, "ASSISTANT_MODEL": MODEL}
-    assistant.start_run()
+    assistant.start_run("--heartbeat", "off")
     assert assistant("send", "--wait", "hello").out == "Hello from afar.\n"
     assert json.loads(assistant("doctor", "--json").out)["checks"][1]["result"] == MODEL
 
@@ -265,7 +265,7 @@ def test_on_a_terminal_the_reply_is_printed_as_it_comes(
     server.will(stalls, says("Well", " done.\n\x1b[31mred"))
     environment = {"ASSISTANT_BASE_URL": server.base_url, "ASSISTANT_TURN_TIMEOUT": "2s"}
     assistant.environment |= {**environment, "ASSISTANT_MODEL": MODEL}
-    assistant.start_run()
+    assistant.start_run("--heartbeat", "off")
     terminal = Terminal(assistant, "send", "--wait", "hello")
     terminal.wait_for("Well")
     assert terminal.finish() == 0
