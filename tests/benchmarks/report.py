@@ -31,8 +31,14 @@ class Report:
         return {name: Result.from_json(result) for name, result in stored.items()}
 
     def keep(self, new: Mapping[str, Result], order: list[str]) -> None:
-        """Add results, and write everything again in an order of rows."""
-        known = {**self.read(), **new}
+        """Add results, and write everything again in an order of rows.
+
+        A result whose baselines are not installed here does not replace one that has them.
+        """
+        known = self.read()
+        for name, result in new.items():
+            if result.ratios or name not in known or not known[name].ratios:
+                known[name] = result
         results = {name: known[name] for name in order if name in known}
         lines = (f"{json.dumps(name)}: {_json(result)}" for name, result in results.items())
         self._data.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
