@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..store.database import Database
 
 T = TypeVar("T")
-_BUILT_IN = ("conversation", "heartbeat")
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +79,7 @@ def run(
     \b
     assistant run --model 'command:llm -m gpt-5'
     """
+    from ..runtime import BUILT_IN
     from ..runtime import run as host_agents
 
     _start_log(log_format)
@@ -91,7 +91,7 @@ def run(
         drain=duration(drain, "--drain"),
     )
     models = models_from(settings(), options.names, model)
-    for name in settings().models.keys() - {*options.names, *_BUILT_IN}:
+    for name in settings().models.keys() - {*options.names, *BUILT_IN}:
         output.tell(f"config.toml has a model for {name}, which this run does not host")
 
     async def host(database: Database) -> None:
