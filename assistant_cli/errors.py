@@ -42,6 +42,10 @@ class LeaseLostError(ConflictError):
     """Another process took the agent over, so this one may no longer write for it."""
 
 
+class TurnClosedError(ConflictError):
+    """Another process closed the turn while this one could not renew its lease."""
+
+
 class AgentFailedError(AssistantError):
     """An agent or a turn failed."""
 

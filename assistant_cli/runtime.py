@@ -11,18 +11,21 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from .agents import CONVERSATION, HEARTBEAT
+from .agents import HEARTBEAT, is_conversation
 from .agents.conversation import ConversationAgent, conversation
 from .agents.definition import AgentDefinition, Interval
 from .agents.heartbeat import HeartbeatAgent, Limits, reflect
-from .agents.loop import Agent, Host, patiently, run_agent
+from .agents.host import Agent, Host
+from .agents.loop import run_agent
 from .agents.timed import TimedAgent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
 from .models import Model
 from .models.pausing import PausingModel
-from .store import inbox, leases
-from .store.board import StatusBoard, create_status_board
+from .patience import patiently
+from .store import leases
+from .store.answering import RETRY_DELAY
+from .store.board import StatusBoard, check_agent, create_status_board
 from .store.database import Connection, Database
 from .store.follow import Hints, follow
 from .store.leases import Lease
@@ -32,6 +35,18 @@ log = logging.getLogger(__name__)
 
 BUILT_IN = {definition.name: definition for definition in (conversation, reflect)}
 """The agents that are there without anybody writing one."""
+
+
+def find_built_in(name: str) -> AgentDefinition | None:
+    """One of them, or a further worker of the conversation agent, named such as `conversation@b`.
+
+    Raises:
+        BadDataError: that is no name for an agent.
+    """
+    if is_conversation(name):
+        return replace(conversation, name=check_agent(name))
+    return BUILT_IN.get(name)
+
 
 _LAST_WRITES_SECONDS = 3.0
 _STANDBY_POLL_SECONDS = 2.0
@@ -50,6 +65,7 @@ class RunOptions:
         drain: how long a turn may take to finish after the first signal.
         turn_timeout: the deadline of a turn.
         retry_delay: the pause before a message is tried again.
+        concurrency: how many conversations are answered at a time.
     """
 
     agents: Sequence[AgentDefinition] = tuple(BUILT_IN.values())
@@ -59,7 +75,8 @@ class RunOptions:
     until_idle: bool = False
     drain: timedelta = timedelta(seconds=20)
     turn_timeout: timedelta = timedelta(minutes=10)
-    retry_delay: timedelta = inbox.RETRY_DELAY
+    retry_delay: timedelta = RETRY_DELAY
+    concurrency: int = 8
 
     @property
     def names(self) -> list[str]:
@@ -196,6 +213,7 @@ async def _hold(
             models=_pausing(models, clock),
             turn_timeout=options.turn_timeout,
             retry_delay=options.retry_delay,
+            concurrency=options.concurrency,
             until_idle=options.until_idle,
             clock=clock,
             stopping=stopping,
@@ -241,7 +259,7 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
 
 
 def _create_agent(definition: AgentDefinition, host: Host, options: RunOptions) -> Agent:
-    if definition.name == CONVERSATION:
+    if is_conversation(definition.name):
         return ConversationAgent(host, definition)
     if definition.name == HEARTBEAT:
         timetable = None if options.heartbeat is None else Interval(options.heartbeat)

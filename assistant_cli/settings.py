@@ -59,8 +59,8 @@ class Settings:
         return self.database_url is None
 
     def model_of(self, agent: str) -> str:
-        """The name of what answers for an agent."""
-        return self.models.get(agent, self.model)
+        """The name of what answers for an agent; `kind@name` has that of its kind."""
+        return self.models.get(agent) or self.models.get(agent.partition("@")[0], self.model)
 
 
 def load_settings(

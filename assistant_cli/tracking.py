@@ -7,10 +7,10 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from .agents.loop import patiently
 from .child_process import CommandNotExecutableError, CommandNotFoundError, run_command
 from .durations import format_duration
 from .errors import AssistantError, LeaseLostError
+from .patience import patiently
 from .store import leases
 from .store.board import StatusBoard, check_agent, shorten_detail
 from .store.database import Database

@@ -11,10 +11,10 @@ from typing import Any
 
 import psycopg
 
-from .agents import CONVERSATION
-from .agents.loop import Agent, Host
+from .agents import is_conversation
+from .agents.host import Agent, Host
 from .errors import AssistantError, DatabaseUnreachableError
-from .store import inbox, leases, turns
+from .store import answering, inbox, leases, turns
 from .store.board import StatusBoard
 from .store.database import Connection, Database
 from .store.follow import POLL_SECONDS, Hints, Read, T, follow
@@ -40,7 +40,7 @@ def upkeep(host: Host, agents: list[Agent]) -> list[Coroutine[Any, Any, None]]:
     """
     return [
         keep_lease(host.database, host.lease),
-        _follow_news(host.database, agents),
+        _follow_news(host, agents),
         _follow_cancellations(host),
         _run_every(_PRUNE_SECONDS, lambda: prune(host.database)),
         _run_every(_REPAIR_SECONDS, lambda: _repair(host.board)),
@@ -72,15 +72,24 @@ async def keep_lease(database: Database, lease: Lease) -> None:
         await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
 
 
-async def _follow_news(database: Database, agents: list[Agent]) -> None:
-    """Wake the agents for a new time, a wanted tick or a lost connection; one for messages."""
+async def _follow_news(host: Host, agents: list[Agent]) -> None:
+    """Wake the agents for a new time, a wanted tick or a lost connection; some for messages.
+
+    Where one answers messages, those of a worker that is gone are given back first.
+    """
+    database, token = host.database, host.lease.token
+    answering_ones = [agent for agent in agents if is_conversation(agent.name)]
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, _: Hints) -> list[Agent] | None:
-        news = await read_news(connection)
+        news = await read_news(connection, token)
+        if news.orphaned and answering_ones:
+            await answering.return_orphaned(connection, token)
         facts = news.next_due, news.last_request, database.losses
         changed, known[:] = [facts] != known, [facts]
-        return [a for a in agents if changed or (news.waiting and a.name == CONVERSATION)] or None
+        if changed:
+            return agents
+        return answering_ones if news.waiting or news.orphaned else None
 
     def wake(woken: list[Agent]) -> None:
         for agent in woken:

@@ -15,7 +15,7 @@ import psutil
 
 from assistant_cli.clock import Clock
 from assistant_cli.models import get_model
-from assistant_cli.runtime import BUILT_IN, RunOptions, run
+from assistant_cli.runtime import BUILT_IN, RunOptions, find_built_in, run
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
@@ -28,7 +28,7 @@ async def hosting(
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Host the agents as `run` does, without a heartbeat unless one is asked for."""
     agents = options.pop("agents", tuple(BUILT_IN))
-    definitions = [BUILT_IN.get(agent, agent) for agent in agents]
+    definitions: list[Any] = [find_built_in(a) if isinstance(a, str) else a for a in agents]
     chosen = RunOptions(
         **{"heartbeat": None, "retry_delay": timedelta(milliseconds=10), **options},
         agents=definitions,

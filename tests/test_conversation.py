@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from assistant_cli.errors import AgentFailedError
-from assistant_cli.store import inbox, leases
+from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store.database import Database
 
 from .conftest import PATIENCE_SECONDS, eventually
@@ -61,19 +61,103 @@ async def test_what_comes_in_during_a_turn_is_the_next_turn_in_order(
     assert len(await rows(database, linked)) == 2
 
 
-async def test_conversations_are_answered_apart(database: Database, hold: Hold) -> None:
+async def test_conversations_are_answered_at_the_same_time(database: Database, hold: Hold) -> None:
     hold.close()
     async with hosting(database, hold.model):
         first = await put(database, "one", "a")
         await running(database, "answering 1 message in a")
         other = await put(database, "two", "b")
+        await running(database, "answering 2 messages in 2 conversations")
         again = [await put(database, "three", "a"), await put(database, "four", "a")]
         hold.open()
         assert await replies(database, other) == ["re: two"]
         await replies(database, first, *again)
-    assert hold.asked == ["one", "two", "three\nfour"]
+    assert sorted(hold.asked[:2]) == ["one", "two"]
+    assert hold.asked[2:] == ["three\nfour"]
     where = "SELECT conversation FROM assistant.messages WHERE role = 'assistant' ORDER BY position"
-    assert await rows(database, where) == ["a", "b", "a"]
+    assert sorted(await rows(database, where)) == ["a", "a", "b"]
+
+
+async def test_no_more_conversations_are_answered_at_a_time_than_asked_for(
+    database: Database, hold: Hold
+) -> None:
+    hold.close()
+    sent = [await put(database, name, name) for name in ("a", "b", "c")]
+    async with hosting(database, hold.model, concurrency=2):
+        await running(database, "answering 2 messages in 2 conversations")
+        await until(lambda: asyncio.sleep(0, len(hold.asked) == 2))
+        hold.open()
+        await replies(database, *sent)
+    assert sorted(hold.asked[:2]) == ["a", "b"]
+    assert hold.asked[2:] == ["c"]
+
+
+async def test_the_board_tells_a_failure_beside_a_conversation_that_goes_on(
+    database: Database, hold: Hold
+) -> None:
+    hold.close()
+    fails = f"command:if grep -q bad; then exit 3; fi; {hold.model.removeprefix('command:')}"
+    async with hosting(database, fails, retry_delay=timedelta(hours=1)):
+        await put(database, "good", "a")
+        await running(database, "answering 1 message in a")
+        await put(database, "bad", "b")
+        shown = (
+            "SELECT status || coalesce(': ' || detail, '') FROM assistant.board_events "
+            "WHERE agent = 'conversation' ORDER BY id"
+        )
+        await until_equal(
+            database,
+            shown,
+            [
+                "idle",
+                "running: answering 1 message in a",
+                "running: answering 2 messages in 2 conversations",
+                "failed: turn 2 failed: the model's command exited with 3",
+                "running: answering 1 message in a",
+            ],
+        )
+        hold.open()
+        await until_equal(database, shown + " DESC LIMIT 1", ["idle"])
+
+
+async def test_workers_under_two_names_share_the_inbox(database: Database, hold: Hold) -> None:
+    hold.close()
+    async with (
+        hosting(database, hold.model, agents=["conversation"], concurrency=1),
+        hosting(database, hold.model, agents=["conversation@b"], concurrency=1),
+    ):
+        sent = [await put(database, name, name) for name in ("a", "b")]
+        await until_equal(
+            database,
+            "SELECT count(DISTINCT agent), count(DISTINCT conversation) FROM assistant.turns "
+            "WHERE outcome = 'running'",
+            [(2, 2)],
+        )
+        board = await database.kv.get("status_board")
+        assert {board[name]["status"] for name in ("conversation", "conversation@b")} == {"running"}
+        sent += [await put(database, f"{name} again", name) for name in ("a", "b")]
+        assert await database.kv.get("status_board") == board
+        hold.open()
+        assert await replies(database, *sent) == ["re: a", "re: b", "re: a again", "re: b again"]
+
+
+async def test_what_a_dead_worker_had_begun_is_answered_by_another(
+    database: Database, hold: Hold
+) -> None:
+    message = await put(database, "hello")
+    lost = await leases.acquire(database, ["conversation@b"])
+    [turn] = await answering.claim_turns(database, "conversation@b", lost.token, "offline")
+    async with hosting(database, hold.model, agents=["conversation"]):
+        await until_equal(database, "SELECT status FROM assistant.agent_status", ["idle"])
+        await rows(
+            database,
+            "UPDATE assistant.leases SET expires_at = now() WHERE agent = 'conversation@b'",
+        )
+        await rows(database, "SELECT pg_notify('assistant_messages', '')")
+        assert await replies(database, message) == ["re: hello"]
+    outcomes = await rows(database, "SELECT agent, outcome FROM assistant.turns ORDER BY id")
+    assert outcomes == [("conversation@b", "interrupted"), ("conversation", "done")]
+    assert turn.agent == "conversation@b"
 
 
 async def test_commands_among_messages_are_obeyed_one_by_one(
@@ -140,7 +224,7 @@ async def test_a_message_claimed_by_a_process_that_died_is_answered_once(
 ) -> None:
     lease = await leases.acquire(database, ["conversation", "heartbeat"])
     message = await put(database, "/remember tea")
-    await inbox.claim_turn(database, lease.token, "offline")
+    await answering.claim_turns(database, "conversation", lease.token, "offline")
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     async with hosting(database, hold.model):
         assert await replies(database, message) == ["Remembered."]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from assistant_cli.store import heartbeat, inbox, leases, ticks
+from assistant_cli.store import answering, heartbeat, inbox, leases, ticks
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 
@@ -231,11 +231,11 @@ async def test_whether_a_message_is_answered_is_known_across_processes(
 ) -> None:
     elsewhere = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    turn = await inbox.claim_turn(database, elsewhere.token, "offline")
+    [turn] = await answering.claim_turns(database, "conversation", elsewhere.token, "offline")
     assert turn is not None
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["skipped"])
-        await inbox.answer_turn(database, elsewhere.token, turn, [])
+        await answering.Answers(database, elsewhere.token).keep(turn, [])
         clock.move(minutes=30)
         await ticked(database, clock, ["skipped", "silent"])
 
@@ -245,7 +245,7 @@ async def test_a_turn_of_a_dead_process_does_not_stop_the_heartbeat(
 ) -> None:
     elsewhere = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    await inbox.claim_turn(database, elsewhere.token, "offline")
+    await answering.claim_turns(database, "conversation", elsewhere.token, "offline")
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["silent"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
+from math import inf
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,9 +20,10 @@ from assistant_cli.errors import (
     DatabaseUnreachableError,
     LeaseLostError,
     NotFoundError,
+    TurnClosedError,
 )
 from assistant_cli.messages import AddSchedule, Remember, Reply, Turn, Usage
-from assistant_cli.store import inbox, leases, turns
+from assistant_cli.store import answering, inbox, leases, turns
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 from assistant_cli.timing import Timing
@@ -39,13 +43,21 @@ async def put(database: Database, text: str, conversation: str = "main", **given
 
 
 async def claim(database: Database, lease: Lease) -> Turn:
-    turn = await inbox.claim_turn(database, lease.token, "offline")
-    assert turn is not None
+    [turn] = await claim_turns(database, lease)
     return turn
 
 
+async def claim_turns(database: Database, lease: Lease, limit: int = 1) -> Sequence[Turn]:
+    agent, token = lease.agents[0], lease.token
+    return await answering.claim_turns(database, agent, token, "offline", limit)
+
+
+async def answer(database: Database, lease: Lease, turn: Turn, replies: list[Reply]) -> None:
+    await answering.Answers(database, lease.token).keep(turn, replies)
+
+
 async def fail(database: Database, lease: Lease, turn: Turn, outcome: Any = "failed") -> None:
-    await inbox.fail_turn(database, lease.token, turn, outcome, "no luck", PAUSE)
+    await answering.fail_turn(database, lease.token, turn, outcome, "no luck", PAUSE)
 
 
 async def retry_now(database: Database) -> None:
@@ -119,15 +131,17 @@ async def test_all_messages_of_the_conversation_that_waits_longest_are_one_turn(
 ) -> None:
     for text, conversation in [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c"), ("5", "a")]:
         await put(database, text, conversation)
-    turns = [await inbox.claim_turn(database, lease.token, "offline") for _ in range(4)]
-    assert [texts(turn) for turn in turns] == [["1", "3", "5"], ["2"], ["4"], []]
-    assert [turn.conversation for turn in turns if turn] == ["a", "b", "c"]
+    turns = [turn for _ in range(4) for turn in await claim_turns(database, lease)]
+    assert [texts(turn) for turn in turns] == [["1", "3", "5"], ["2"], ["4"]]
+    assert [turn.conversation for turn in turns] == ["a", "b", "c"]
 
 
 async def test_a_turn_is_not_without_bound(database: Database, lease: Lease) -> None:
     for number in range(103):
         await put(database, str(number))
-    assert texts(await claim(database, lease)) == [str(number) for number in range(100)]
+    turn = await claim(database, lease)
+    assert texts(turn) == [str(number) for number in range(100)]
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     assert texts(await claim(database, lease)) == ["100", "101", "102"]
 
 
@@ -141,15 +155,124 @@ async def test_a_message_committed_late_is_not_skipped(
             [uuid4()],
         )
         await put(database, "late")
-        assert texts(await claim(database, lease)) == ["late"]
+        turn = await claim(database, lease)
+        assert texts(turn) == ["late"]
         await slow.commit()
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     assert texts(await claim(database, lease)) == ["early"]
+
+
+async def test_several_conversations_are_claimed_at_once(database: Database, lease: Lease) -> None:
+    for text, conversation in [("1", "b"), ("2", "a"), ("3", "b"), ("4", "c")]:
+        await put(database, text, conversation)
+    turns = await claim_turns(database, lease, limit=2)
+    assert [(turn.conversation, texts(turn)) for turn in turns] == [("b", ["1", "3"]), ("a", ["2"])]
+    assert [texts(turn) for turn in await claim_turns(database, lease, limit=2)] == [["4"]]
+
+
+async def test_a_conversation_waits_for_its_running_turn(database: Database, lease: Lease) -> None:
+    await put(database, "1")
+    turn = await claim(database, lease)
+    await put(database, "2")
+    other = await leases.acquire(database, ["conversation@b"])
+    for worker in (lease, other):
+        assert await claim_turns(database, worker, limit=9) == []
+    async with database.connection() as connection:
+        assert await answering.seconds_to_next(connection) == inf
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
+    [turn] = await claim_turns(database, other)
+    assert (turn.agent, texts(turn)) == ("conversation@b", ["2"])
+
+
+async def test_workers_that_claim_at_once_share_the_inbox(
+    database: Database, lease: Lease, dsn: str
+) -> None:
+    workers = [lease] + [await leases.acquire(database, [f"conversation@{n}"]) for n in range(7)]
+    for number in range(200):
+        await put(database, str(number), f"c{number % 40}")
+
+    async def work(worker: Lease) -> list[Turn]:
+        claimed: list[Turn] = []
+        while len(mine := await claim_turns(database, worker, limit=3)) or await left():
+            claimed += mine
+        return claimed
+
+    async def left() -> bool:
+        return bool(await rows(database, "SELECT FROM assistant.messages WHERE state = 'waiting'"))
+
+    turns = [turn for share in await asyncio.gather(*map(work, workers)) for turn in share]
+    assert sorted(turn.conversation or "" for turn in turns) == sorted(f"c{n}" for n in range(40))
+    for turn in turns:
+        assert texts(turn) == [str(n) for n in range(200) if f"c{n % 40}" == turn.conversation]
+
+
+async def test_answers_that_come_together_share_a_commit(database: Database, lease: Lease) -> None:
+    for number in range(8):
+        await put(database, str(number), f"c{number}")
+    turns = await claim_turns(database, lease, limit=8)
+    answers = answering.Answers(database, lease.token)
+    kept = [answers.keep(turn, [Reply(turn.messages, f"re: {texts(turn)[0]}")]) for turn in turns]
+    await asyncio.gather(*kept)
+    said = await rows(
+        database,
+        "SELECT conversation, content, xmin::text FROM assistant.messages WHERE role = 'assistant' "
+        "ORDER BY position",
+    )
+    assert [row[:2] for row in said] == [(f"c{n}", f"re: {n}") for n in range(8)]
+    assert len({row[2] for row in said}) == 1
+
+
+async def test_the_turns_of_a_worker_whose_lease_lapsed_are_given_back(
+    database: Database, lease: Lease
+) -> None:
+    other = await leases.acquire(database, ["conversation@b"])
+    await put(database, "hello")
+    await put(database, "bye", "work")
+    turn = await claim(database, other)
+    mine = await claim(database, lease)
+    await give_back(database, lease)
+    assert await states(database) == [("hello", "working", 1), ("bye", "working", 1)]
+    await rows(
+        database, "UPDATE assistant.leases SET expires_at = now() WHERE agent = 'conversation@b'"
+    )
+    await give_back(database, lease)
+    assert await states(database) == [("hello", "waiting", 1), ("bye", "working", 1)]
+    async with database.connection() as connection:
+        await leases.renew(connection, other)
+    with pytest.raises(TurnClosedError):
+        await answer(database, other, turn, [Reply(turn.messages, "hi")])
+    await answer(database, lease, mine, [Reply(mine.messages, "bye")])
+    assert await states(database) == [("hello", "waiting", 1), ("bye", "answered", 1)]
+
+
+async def test_a_lapsed_lease_does_not_give_back_the_turns_of_this_process(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    await claim(database, lease)
+    await rows(database, "UPDATE assistant.leases SET expires_at = now()")
+    await give_back(database, lease)
+    assert await states(database) == [("hello", "working", 1)]
+
+
+async def give_back(database: Database, lease: Lease) -> None:
+    async with database.connection() as connection:
+        await answering.return_orphaned(connection, lease.token)
+
+
+async def test_a_recovery_leaves_alone_what_runs_here(database: Database, lease: Lease) -> None:
+    for conversation in ("a", "b"):
+        await put(database, conversation, conversation)
+    running, lost = await claim_turns(database, lease, limit=2)
+    closed = await answering.recover(database, "conversation", lease.token, [running.id])
+    assert closed == [lost.id]
+    assert await states(database) == [("a", "working", 1), ("b", "waiting", 0)]
 
 
 async def test_only_the_holder_claims(database: Database, lease: Lease) -> None:
     await put(database, "hello")
     with pytest.raises(LeaseLostError):
-        await inbox.claim_turn(database, lease.token - 1, "offline")
+        await claim_turns(database, replace(lease, token=lease.token - 1))
     assert await states(database) == [("hello", "waiting", 0)]
 
 
@@ -175,7 +298,7 @@ async def test_under_a_lease_that_has_lapsed_nothing_is_claimed_or_kept_until_it
     await put(database, "more")
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     with pytest.raises(DatabaseUnreachableError, match="lapsed"):
-        await inbox.claim_turn(database, lease.token, "offline")
+        await claim_turns(database, lease)
     with pytest.raises(DatabaseUnreachableError, match="lapsed"):
         await turns.add_step(database, turn, lease.token, "request", {})
     assert await states(database) == [("hello", "working", 1), ("more", "waiting", 0)]
@@ -190,7 +313,7 @@ async def test_an_answer_kept_twice_is_one_answer_with_one_effect(
     again = AddSchedule("again", Timing("at", None, None, due), "remind")
     reply = Reply(turn.messages, "hi", [Remember("greeted"), again])
     for _ in range(3):
-        await inbox.answer_turn(database, lease.token, turn, [reply])
+        await answer(database, lease, turn, [reply])
     assert await inbox.wait_for_reply(database, message) == "hi"
     spoken = "SELECT content FROM assistant.messages WHERE role = 'assistant'"
     assert await rows(database, spoken) == ["hi"]
@@ -209,7 +332,7 @@ async def test_an_answer_is_kept_whole_or_not_at_all(database: Database, lease: 
         Reply(turn.messages, "hi", [Remember("x" * 2_000_000)]),
     ]
     with pytest.raises(BadDataError):
-        await inbox.answer_turn(database, lease.token, turn, replies)
+        await answer(database, lease, turn, replies)
     assert await states(database) == [("hello", "working", 1)]
     assert await rows(database, "SELECT outcome FROM assistant.turns") == ["running"]
     assert await database.kv.list_keys("memory/") == []
@@ -222,13 +345,13 @@ async def test_an_answer_of_a_holder_that_was_taken_over_is_not_kept(
     turn = await claim(database, lease)
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     successor = await leases.acquire(database, ["conversation"])
-    assert await inbox.recover(database, successor.token) == [turn.id]
+    assert await answering.recover(database, "conversation", successor.token) == [turn.id]
     with pytest.raises(LeaseLostError):
-        await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+        await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     with pytest.raises(LeaseLostError):
         await fail(database, lease, turn)
     again = await claim(database, successor)
-    await inbox.answer_turn(database, successor.token, again, [Reply(again.messages, "ho")])
+    await answer(database, successor, again, [Reply(again.messages, "ho")])
     assert await states(database) == [("hello", "answered", 2)]
 
 
@@ -238,9 +361,7 @@ async def test_notes_are_named_for_the_time_in_utc(
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")
     await put(database, "/remember tea")
     turn = await claim(database, lease)
-    await inbox.answer_turn(
-        database, lease.token, turn, [Reply(turn.messages, "ok", [Remember("tea")])]
-    )
+    await answer(database, lease, turn, [Reply(turn.messages, "ok", [Remember("tea")])])
     (moment,) = await rows(
         database,
         "SELECT to_char(created_at AT TIME ZONE 'UTC', 'YYYYMMDD\"T\"HH24MISS.US\"Z\"') "
@@ -260,14 +381,14 @@ async def test_a_failed_message_is_tried_three_times_with_growing_pauses(
         await fail(database, lease, turn)
         await fail(database, lease, turn)
         async with database.connection() as connection:
-            pauses.append(await inbox.seconds_to_next(connection))
-        assert await inbox.claim_turn(database, lease.token, "offline") is None
+            pauses.append(await answering.seconds_to_next(connection))
+        assert await claim_turns(database, lease) == []
         await retry_now(database)
     assert [pause and round(pause) for pause in pauses] == [5, 15, None]
     assert await states(database) == [("hello", "failed", 3)]
     with pytest.raises(AgentFailedError, match=r"in 3 attempts: no luck"):
         await inbox.wait_for_reply(database, message)
-    assert await inbox.claim_turn(database, lease.token, "offline") is None
+    assert await claim_turns(database, lease) == []
 
 
 async def test_an_interrupted_turn_gives_the_attempt_back(database: Database, lease: Lease) -> None:
@@ -286,7 +407,7 @@ async def test_what_was_answered_before_a_turn_failed_is_kept(
     turn = await claim(database, lease)
     reply = Reply(turn.messages[:1], "Remembered.", [Remember("tea")])
     for _ in range(2):
-        await inbox.fail_turn(
+        await answering.fail_turn(
             database, lease.token, turn, "failed", "no luck", PAUSE, replies=[reply]
         )
     assert await states(database) == [("/remember tea", "answered", 1), ("hello", "waiting", 1)]
@@ -296,7 +417,7 @@ async def test_what_was_answered_before_a_turn_failed_is_kept(
 async def test_a_turn_that_is_done_cannot_fail_any_more(database: Database, lease: Lease) -> None:
     await put(database, "hello")
     turn = await claim(database, lease)
-    await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     await fail(database, lease, turn, "interrupted")
     assert await states(database) == [("hello", "answered", 1)]
     assert await rows(database, "SELECT outcome FROM assistant.turns") == ["done"]
@@ -315,7 +436,7 @@ async def test_a_turn_that_was_claimed_and_never_begun_is_no_attempt(
     # The commit is done and its confirmation lost: the same process looks again.
     for _ in range(4):
         await claim(database, lease)
-        await inbox.recover(database, lease.token)
+        await answering.recover(database, "conversation", lease.token)
     assert await states(database) == [("hello", "waiting", 0)]
 
 
@@ -325,7 +446,7 @@ async def test_a_new_message_does_not_shorten_the_pause_of_those_before_it(
     await put(database, "hello")
     await fail(database, lease, await claim(database, lease))
     await put(database, "are you there?")
-    assert await inbox.claim_turn(database, lease.token, "m") is None
+    assert await claim_turns(database, lease) == []
     await put(database, "/help")
     turn = await claim(database, lease)
     assert [message.content for message in turn.messages] == ["/help"]
@@ -337,8 +458,8 @@ async def test_turns_left_open_by_a_dead_process_are_closed_and_their_messages_w
     await put(database, "hello")
     turn = await claim(database, lease)
     following = await follow(database, lease)
-    assert await inbox.recover(database, following.token) == [turn.id]
-    assert await inbox.recover(database, following.token) == []
+    assert await answering.recover(database, "conversation", following.token) == [turn.id]
+    assert await answering.recover(database, "conversation", following.token) == []
     assert await rows(database, "SELECT outcome, ended_at IS NULL FROM assistant.turns") == [
         ("interrupted", False)
     ]
@@ -352,7 +473,7 @@ async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
     for _ in range(3):
         await claim(database, lease)
         lease = await follow(database, lease)
-        await inbox.recover(database, lease.token)
+        await answering.recover(database, "conversation", lease.token)
     assert await states(database) == [("hello", "failed", 3)]
     with pytest.raises(AgentFailedError, match=r"interrupted"):
         await inbox.wait_for_reply(database, message)
@@ -360,9 +481,9 @@ async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
 
 async def test_an_empty_inbox_has_no_next_attempt(database: Database, lease: Lease) -> None:
     async with database.connection() as connection:
-        assert await inbox.seconds_to_next(connection) is None
+        assert await answering.seconds_to_next(connection) is None
         await put(database, "hello")
-        assert await inbox.seconds_to_next(connection) == 0
+        assert await answering.seconds_to_next(connection) == 0
 
 
 async def test_waiting_for_the_reply_of_no_message_ends(database: Database) -> None:
@@ -387,7 +508,7 @@ async def test_a_reply_comes_also_after_the_connection_was_lost(
         "AND pid <> pg_backend_pid()",
     )
     turn = await claim(database, lease)
-    await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi")])
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     assert await asyncio.wait_for(waiting, 20) == "hi"
 
 

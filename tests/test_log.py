@@ -100,7 +100,7 @@ async def forget():
     try:
         await fail()
     except ValueError:
-        logging.getLogger("assistant_cli.agents.loop").exception("unforeseen")
+        logging.getLogger("assistant_cli.agents.execution").exception("unforeseen")
 
 asyncio.run(forget())
 """

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from assistant_cli.messages import AddSchedule, CancelSchedule, Effect, Reply
-from assistant_cli.store import inbox, leases
+from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.schedules import add_schedule, cancel_schedule, list_schedules
 from assistant_cli.timing import Timing, plan_every
@@ -275,9 +275,9 @@ async def end_turn(database: Database, *effects: Effect) -> list[str]:
     """Answer a waiting message with some effects; returns the outcome."""
     lease = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    turn = await inbox.claim_turn(database, lease.token, "offline")
+    [turn] = await answering.claim_turns(database, "conversation", lease.token, "offline")
     assert turn is not None
-    await inbox.answer_turn(database, lease.token, turn, [Reply(turn.messages, "hi", effects)])
+    await answering.Answers(database, lease.token).keep(turn, [Reply(turn.messages, "hi", effects)])
     return await rows(database, TURNS)
 
 

@@ -1,20 +1,23 @@
-"""The conversation agent: answers what is waiting in the inbox, a conversation at a time."""
+"""The conversation agent: answers what waits in the inbox, several conversations at a time."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from math import inf
 
 from ..errors import BadDataError
 from ..messages import Message, Outcome, Reply, Turn
 from ..models import ModelError, RefusedError
 from ..models.pausing import REFUSED_PAUSE
-from ..store import inbox
+from ..store import answering
 from . import CONVERSATION
 from .commands import is_command, obey
 from .definition import AgentDefinition, agent
-from .loop import Finish, Host
+from .host import Finish, Host
 from .turn_context import TurnContext
 
 
@@ -27,8 +30,16 @@ async def conversation(turn: TurnContext) -> str:
     return reply
 
 
+@dataclass
+class _Progress:
+    """How far a turn has come: the commands it obeyed, and whether its model was refused."""
+
+    obeyed: list[Reply] = field(default_factory=list)
+    refused: bool = False
+
+
 class ConversationAgent:
-    """All messages that wait in a conversation become one turn.
+    """A worker that shares the inbox: messages that wait in a conversation become one turn.
 
     Commands are obeyed one by one; the other messages share one reply.
     """
@@ -36,78 +47,82 @@ class ConversationAgent:
     def __init__(self, host: Host, definition: AgentDefinition) -> None:
         self.name = definition.name
         self.timeout = definition.timeout
+        self.concurrency = host.concurrency
         self._host = host
         self._definition = definition
         self._woken = asyncio.Event()
-        self._obeyed: list[Reply] = []
-        self._refused = False
+        self._answers = answering.Answers(host.database, host.lease.token)
+        self._progress: dict[int, _Progress] = {}
 
-    async def recover(self) -> None:
-        await inbox.recover(self._host.database, self._host.lease.token)
+    async def recover(self, running: Collection[int]) -> None:
+        host = self._host
+        await answering.recover(host.database, self.name, host.lease.token, running)
 
-    async def claim(self) -> Turn | None:
+    async def claim(self, limit: int) -> Sequence[Turn]:
         host = self._host
         self._woken.clear()
-        self._obeyed, self._refused = [], False
         model = host.model_of(self.name).name
-        return await inbox.claim_turn(host.database, host.lease.token, model)
+        return await answering.claim_turns(host.database, self.name, host.lease.token, model, limit)
 
-    def describe(self, turn: Turn) -> str:
-        count = len(turn.messages)
-        return f"answering {count} message{'s' if count > 1 else ''} in {turn.conversation}"
+    def describe(self, turns: Sequence[Turn]) -> str:
+        count = sum(len(turn.messages) for turn in turns)
+        where = turns[0].conversation if len(turns) == 1 else f"{len(turns)} conversations"
+        return f"answering {count} message{'s' if count > 1 else ''} in {where}"
 
     async def execute(self, turn: Turn) -> Finish:
         host = self._host
         commands = [message for message in turn.messages if is_command(message)]
         texts = [message for message in turn.messages if not is_command(message)]
-        self._obeyed = []
+        progress = self._progress[turn.id] = _Progress()
         for message in commands:
-            before = [effect for reply in self._obeyed for effect in reply.effects]
-            self._obeyed.append(await obey(message, host.database, host.clock, before))
-        replies = [*self._obeyed, *([await self._answer(turn, texts)] if texts else [])]
+            before = [effect for reply in progress.obeyed for effect in reply.effects]
+            progress.obeyed.append(await obey(message, host.database, host.clock, before))
+        answer = [await self._answer(turn, texts, progress)] if texts else []
+        return partial(self._finish, turn, [*progress.obeyed, *answer])
 
-        async def finish() -> Outcome:
-            await inbox.answer_turn(host.database, host.lease.token, turn, replies)
-            return "done"
+    async def _finish(self, turn: Turn, replies: Sequence[Reply]) -> Outcome:
+        await self._answers.keep(turn, replies)
+        self._progress.pop(turn.id, None)
+        return "done"
 
-        return finish
-
-    async def _answer(self, turn: Turn, texts: list[Message]) -> Reply:
+    async def _answer(self, turn: Turn, texts: list[Message], progress: _Progress) -> Reply:
         context = TurnContext(self._host, turn, texts)
         try:
             reply = await self._definition.perform(context)
         except RefusedError:
-            self._refused = True
+            progress.refused = True
             raise
         return Reply(texts, reply or "", context.effects)
 
     async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
         # A command is obeyed and answered also where the model fails beside it.
         host = self._host
+        progress = self._progress.get(turn.id, _Progress())
         fail = partial(
-            inbox.fail_turn,
+            answering.fail_turn,
             host.database,
             host.lease.token,
             turn,
             outcome,
             error,
-            REFUSED_PAUSE if self._refused else host.retry_delay,
-            attempted=not self._refused,
+            REFUSED_PAUSE if progress.refused else host.retry_delay,
+            attempted=not progress.refused,
         )
         try:
-            await fail(replies=self._obeyed)
+            await fail(replies=progress.obeyed)
         except BadDataError:
             # Most likely it failed because the database refuses one of them.
             await fail()
+        self._progress.pop(turn.id, None)
 
     async def wait(self) -> bool:
         """Wait for a message to come, or for the time of the next attempt."""
         async with self._host.database.connection() as connection:
-            seconds = await inbox.seconds_to_next(connection)
+            seconds = await answering.seconds_to_next(connection)
         if seconds is None and self._host.until_idle:
             return False
         until = None
-        if seconds is not None:
+        if seconds is not None and seconds < inf:
             until = self._host.clock.now() + timedelta(seconds=seconds)
         await self._host.clock.wait(self._woken, until)
         return True

@@ -19,7 +19,7 @@ from ..errors import AssistantError, BadDataError, ConfigurationError, UsageErro
 from ..messages import check_content
 from ..store.board import check_agent
 from ..timing import host_zone, plan_cron
-from . import AGENTS
+from . import AGENTS, is_conversation
 
 if TYPE_CHECKING:
     from .turn_context import TurnContext
@@ -207,7 +207,7 @@ def load_agent(reference: str) -> AgentDefinition:
         raise ConfigurationError(
             f"{reference} is no agent; write @agent(every='10m') before an async function"
         )
-    if found.name in AGENTS:
+    if found.name in AGENTS or is_conversation(found.name):
         raise ConfigurationError(f"{reference}: the name {found.name} is taken; give it another")
     if found.timetable is None:
         raise ConfigurationError(f"{reference} has no time; write @agent(every='10m') or cron")

@@ -13,8 +13,9 @@ from typing import Any
 from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
 from ..messages import Effect, Turn, Usage
 from ..models import StepKind, Tool
+from ..patience import patiently
 from ..store import turns
-from .loop import Host, patiently
+from .host import Host
 from .tools import Tools
 
 _SHOW_SECONDS = 0.1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,13 +11,14 @@ from functools import partial
 
 from ..active_hours import ActiveHours, start_of_day
 from ..messages import SILENCE, Outcome, Turn
+from ..patience import patiently
 from ..store import firing, heartbeat, ticks
 from ..store.status import read_formatted
 from ..store.turns import get_spend
 from . import HEARTBEAT
 from .definition import AgentDefinition, agent
 from .desk import as_data
-from .loop import Finish, Host, patiently
+from .host import Finish, Host
 from .timed import TimedAgent
 from .turn_context import TurnContext
 
@@ -76,27 +77,27 @@ class HeartbeatAgent(TimedAgent):
         self._limits = limits
         self._busy_since: datetime | None = None
 
-    async def recover(self) -> None:
+    async def recover(self, running: Collection[int]) -> None:
         self._busy_since = None
-        await super().recover()
+        await super().recover(running)
 
-    async def claim(self) -> Turn | None:
+    async def claim(self, limit: int) -> Sequence[Turn]:
         host = self._host
         self._woken.clear()
         now = host.clock.now()
         due = await heartbeat.next_due(host.database)
         if due is not None and due <= now:
-            turn = await heartbeat.begin_delivery(host.database, host.lease.token)
+            claimed: Sequence[Turn] = [
+                await heartbeat.begin_delivery(host.database, host.lease.token)
+            ]
         else:
-            claimed = await super().claim()
-            if claimed is None:
-                return None
-            turn = claimed
-        self._busy_since = self._busy_since or now
-        return turn
+            claimed = await super().claim(limit)
+        if claimed:
+            self._busy_since = self._busy_since or now
+        return claimed
 
-    def describe(self, turn: Turn) -> str:
-        return _DESCRIPTIONS.get(turn.trigger) or super().describe(turn)
+    def describe(self, turns: Sequence[Turn]) -> str:
+        return _DESCRIPTIONS.get(turns[0].trigger) or super().describe(turns)
 
     async def execute(self, turn: Turn) -> Finish:
         if turn.trigger in _DESCRIPTIONS:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from ..messages import Outcome, Turn
 from ..store import ticks
 from .definition import AgentDefinition
-from .loop import Finish, Host
+from .host import Finish, Host
 from .turn_context import TurnContext
 
 
@@ -18,12 +19,14 @@ class TimedAgent:
     def __init__(self, host: Host, definition: AgentDefinition) -> None:
         self.name = definition.name
         self.timeout = definition.timeout
+        self.concurrency = 1
         self._host = host
         self._definition = definition
         self._woken = asyncio.Event()
         self._next_tick: datetime | None = None
 
-    async def recover(self) -> None:
+    async def recover(self, running: Collection[int]) -> None:
+        del running
         host = self._host
         await ticks.recover(host.database, self.name, host.lease.token)
         last = await ticks.read_last_tick(host.database, self.name)
@@ -31,9 +34,14 @@ class TimedAgent:
             self._next_tick = self._definition.timetable.first(last, host.clock.now())
         await ticks.announce_next(host.database, self.name, host.lease.token, self._next_tick)
 
-    async def claim(self) -> Turn | None:
-        host = self._host
+    async def claim(self, limit: int) -> Sequence[Turn]:
+        del limit
         self._woken.clear()
+        turn = await self._begin_tick()
+        return [turn] if turn else []
+
+    async def _begin_tick(self) -> Turn | None:
+        host = self._host
         now = host.clock.now()
         due = self._next_tick is not None and self._next_tick <= now
         if not due and not await ticks.is_requested(host.database, self.name):
@@ -45,8 +53,8 @@ class TimedAgent:
         self._next_tick = following
         return turn
 
-    def describe(self, turn: Turn) -> str:
-        del turn
+    def describe(self, turns: Sequence[Turn]) -> str:
+        del turns
         return self._definition.description
 
     async def execute(self, turn: Turn) -> Finish:

@@ -31,7 +31,7 @@ from ..store import schedules
 from ..store.status import read_formatted
 from ..timing import Timing, host_zone, plan
 from . import HEARTBEAT
-from .loop import Host
+from .host import Host
 
 _MAX_FOUND = 20
 _MAX_EFFECTS = 20

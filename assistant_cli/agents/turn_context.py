@@ -13,7 +13,7 @@ from ..store.board import shorten_detail
 from ..store.database import Database
 from .context import build_prompt
 from .desk import TurnDesk
-from .loop import Host
+from .host import Host
 
 
 class TurnContext:

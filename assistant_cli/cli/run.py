@@ -39,8 +39,8 @@ def run(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Host only this agent: conversation, heartbeat, or one of your own as "
-            "pkg.module:name; may be given several times.",
+            help="Host only this agent: conversation, heartbeat, a further worker such as "
+            "conversation@b, or one of your own as pkg.module:name; may be given several times.",
         ),
     ] = None,
     model: Annotated[
@@ -58,6 +58,9 @@ def run(
             help="Time between heartbeats. [env: ASSISTANT_HEARTBEAT; default: 30m]",
         ),
     ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=100, help="How many conversations are answered at a time.")
+    ] = 8,
     standby: Annotated[
         bool, typer.Option("--standby", help="Wait while another process runs, then take over.")
     ] = False,
@@ -86,6 +89,7 @@ def run(
     options = replace(
         options_from(settings(), heartbeat),
         agents=_agents(agent or []),
+        concurrency=concurrency,
         standby=standby,
         until_idle=until_idle,
         drain=duration(drain, "--drain"),
@@ -154,17 +158,17 @@ def models_from(
 
 def _agents(references: list[str]) -> list[AgentDefinition]:
     from ..agents.definition import load_agent
-    from ..runtime import BUILT_IN
+    from ..runtime import BUILT_IN, find_built_in
 
     # As `python -m` does: a module of the user's lies where the user is.
     sys.path.insert(0, str(Path.cwd()))
     chosen: dict[str, AgentDefinition] = {}
     for reference in references or BUILT_IN:
-        definition = BUILT_IN.get(reference)
+        definition = find_built_in(reference)
         if definition is None and ":" not in reference:
             raise UsageError(
-                f"there is no agent {reference!r}; the agents are {', '.join(BUILT_IN)}, and your "
-                "own as pkg.module:name"
+                f"there is no agent {reference!r}; the agents are {', '.join(BUILT_IN)}, further "
+                "workers such as conversation@b, and your own as pkg.module:name"
             )
         definition = definition or load_agent(reference)
         chosen[definition.name] = definition

@@ -88,7 +88,7 @@ def _send_and_wait(
     message: list[UUID] = []
 
     async def work(database: Database) -> str:
-        from ..agents.loop import patiently
+        from ..patience import patiently
         from ..store.inbox import wait_for_reply
         from ..store.status import get_snapshot
 

@@ -177,7 +177,7 @@ def cancel(turn_id: TurnId) -> None:
     """
 
     async def ask(database: Database) -> bool:
-        from ..store.inbox import cancel_turn
+        from ..store.answering import cancel_turn
 
         return await cancel_turn(database, turn_id)
 
@@ -195,7 +195,7 @@ def retry(turn_id: TurnId) -> None:
     """
 
     async def wait_again(database: Database) -> int:
-        from ..store.inbox import retry_turn
+        from ..store.answering import retry_turn
 
         return await retry_turn(database, turn_id)
 

@@ -51,6 +51,10 @@ class StatusBoard:
         copy: dict[str, Any] = json.loads(json.dumps(self._entries))
         return copy
 
+    def get_entry(self, agent: str) -> Any:
+        """What the board says of an agent, from memory; None where it says nothing."""
+        return self._entries.get(agent)
+
     def format(self) -> str:
         """The board as lines of text: `heartbeat: running — writing a recipe`."""
         return "\n".join(

@@ -1,55 +1,27 @@
-"""The durable inbox: messages are kept before they are acknowledged, and answered once.
-
-Every write of an agent happens in a transaction that first makes sure, under a lock, that the
-agent's lease is still this process's.
-"""
+"""The durable inbox: messages are kept before they are acknowledged."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
-from typing import Any, assert_never
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 
 from ..crash_points import reach
 from ..errors import AgentFailedError, ConflictError, DatabaseUnreachableError, NotFoundError
-from ..messages import (
-    MAIN_CONVERSATION,
-    AddSchedule,
-    CancelSchedule,
-    Effect,
-    Message,
-    Outcome,
-    Remember,
-    Reply,
-    Say,
-    SetKey,
-    Turn,
-    check_content,
-    check_name,
-)
+from ..messages import Message, Turn, check_content, check_name
 from . import turns
 from .database import Connection, Database
 from .follow import Hints, follow
-from .kv import store_text
-from .leases import guard
 from .queries import load_queries
-from .schedules import cancel_active, insert_schedule
 
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_messages"
 AGENT = "conversation"
-
-MAX_ATTEMPTS = 3
-RETRY_DELAY = timedelta(seconds=5)
-"""The pause before the second attempt; the next pause is three times as long."""
-
-_MESSAGE_FIELDS = [field.name for field in fields(Message)]
 
 
 @dataclass(frozen=True)
@@ -149,159 +121,11 @@ async def wait_for_reply(
     raise AssertionError("following never ends by itself")
 
 
-async def claim_turn(database: Database, token: int, model: str) -> Turn | None:
-    """Claim all waiting messages of the conversation that waits longest, as one turn."""
-    async with database.connection() as connection:
-        cursor = connection.cursor(row_factory=dict_row)
-        reach("claim.before")
-        await cursor.execute(_SQL["claim"], {"token": token, "model": model})
-        rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
-        if not rows:
-            # The statement claims nothing either where the lease is lost.
-            await guard(connection, AGENT, token)
-            return None
-    reach("claim.after")
-    messages = [_message(row) for row in rows]
-    return Turn(rows[0]["turn_id"], AGENT, "message", messages[0].conversation, messages)
-
-
-async def answer_turn(database: Database, token: int, turn: Turn, replies: Sequence[Reply]) -> None:
-    """Keep the replies and their effects, and mark the messages answered, all or nothing.
-
-    Doing it again after a lost connection is safe: a turn that is done stays as it is.
-    """
-    changes_more = any(reply.effects for reply in replies)
-    if not changes_more and await _answer_at_once(database, token, turn, replies):
-        return
-    async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
-        if await turns.end(connection, turn, "done"):
-            await _keep_replies(connection, turn, replies)
-            await announce(connection)
-        reach("effects.before")
-    reach("effects.after")
-
-
-async def _answer_at_once(
-    database: Database, token: int, turn: Turn, replies: Sequence[Reply]
-) -> bool:
-    """Do that in one statement, since whoever sent waits for it; False: nothing was done."""
-    kept = [
-        {"id": str(uuid4()), "text": reply.text, "answers": [str(m.id) for m in reply.answers]}
-        for reply in replies
-    ]
-    parameters = {
-        "token": token,
-        "turn": turn.id,
-        "conversation": turn.conversation,
-        "replies": json.dumps(kept),
-    }
-    async with database.connection() as connection:
-        reach("reply.before")
-        cursor = await connection.execute(_SQL["answer_at_once"], parameters)
-        reach("reply.after")
-        return await cursor.fetchone() is not None
-
-
-async def fail_turn(
-    database: Database,
-    token: int,
-    turn: Turn,
-    outcome: Outcome,
-    error: str,
-    delay: timedelta,
-    *,
-    replies: Sequence[Reply] = (),
-    attempted: bool = True,
-) -> None:
-    """End a turn that is not answered; its messages wait again, or are kept as failed.
-
-    An interrupted turn was no attempt. One that was cancelled on request is not tried again,
-    however it ended.
-
-    Args:
-        delay: the pause before the second attempt.
-        replies: what was answered before it failed, and is kept.
-        attempted: whether it counts as an attempt; if not, the pause does not grow either.
-    """
-    async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
-        if not await turns.end(connection, turn, outcome, error):
-            return
-        await _keep_replies(connection, turn, replies)
-        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
-        parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
-        if outcome == "interrupted":
-            parameters.update(error=None, delay=None)
-            attempted = False
-        query = "return_failed" if attempted else "return_unattempted"
-        await connection.execute(_SQL[query], parameters)
-        await announce(connection)
-        reach("failure.before")
-    reach("failure.after")
-
-
-async def recover(database: Database, token: int) -> list[int]:
-    """Close the turns that an earlier holder left open; their messages wait again."""
-    async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
-        closed = await turns.interrupt_open(connection, AGENT)
-        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
-        # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
-        await connection.execute(_SQL["return_unexecuted"], {"token": token})
-        await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
-        reach("recovery.before")
-    reach("recovery.after")
-    return closed
-
-
-async def cancel_turn(database: Database, turn_id: int) -> bool:
-    """Ask for a running turn to be ended, or end it where its process is gone.
-
-    Its messages become failed and are not tried again.
-
-    Returns:
-        Whether a process may still run it.
-
-    Raises:
-        ConflictError: it has ended already.
-        NotFoundError: there is no such turn.
-    """
-    async with database.transaction() as connection:
-        runs = await turns.request_cancellation(connection, turn_id)
-        if not runs:
-            await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
-            await announce(connection)
-    return runs
-
-
-async def retry_turn(database: Database, turn_id: int) -> int:
-    """Let the failed messages of a turn wait again, as if never tried; returns how many.
-
-    Raises:
-        ConflictError: none of its messages is failed.
-        NotFoundError: there is no such turn.
-    """
-    async with database.transaction() as connection:
-        waiting = (await connection.execute(_SQL["retry_failed"], {"turn": turn_id})).rowcount
-        if not waiting:
-            outcome = await turns.read_outcome(connection, turn_id)
-            raise ConflictError(f"turn {turn_id} ({outcome}) has no failed messages")
-        await announce(connection)
-    return waiting
-
-
 async def withdraw(database: Database, message: UUID) -> None:
     """Take back a message that is not answered yet; a turn that answers it is cancelled."""
     async with database.connection() as connection:
         parameters = {"id": message, "error": turns.CANCELLED}
         await connection.execute(_SQL["withdraw"], parameters)
-
-
-async def seconds_to_next(connection: Connection) -> float | None:
-    """Seconds until a waiting message may be tried; None where none waits."""
-    row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()
-    return None if row is None or row[0] is None else max(0.0, float(row[0]))
 
 
 async def say(
@@ -348,49 +172,3 @@ async def read_history(database: Database, conversation: str, limit: int) -> lis
         parameters = {"conversation": conversation, "limit": limit}
         rows = await (await cursor.execute(_SQL["history"], parameters)).fetchall()
     return rows[::-1]
-
-
-async def _keep_replies(connection: Connection, turn: Turn, replies: Sequence[Reply]) -> None:
-    for reply in replies:
-        reply_id = await say(connection, turn, reply.text)
-        ids = [message.id for message in reply.answers]
-        parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
-        await connection.execute(_SQL["answer"], parameters)
-        for number, effect in enumerate(reply.effects):
-            await apply_effect(connection, turn, effect, number, reply.answers[0])
-
-
-async def apply_effect(
-    connection: Connection, turn: Turn, effect: Effect, number: int, message: Message | None = None
-) -> None:
-    """Do what a turn changes besides what it says, as part of the caller's transaction.
-
-    Args:
-        number: which of the turn's effects it is, where several bear the same time.
-        message: what was answered, where anything was; it gives a note its time.
-    """
-    conversation = turn.conversation or MAIN_CONVERSATION
-    match effect:
-        case Remember(text):
-            await store_text(connection, _note_key(turn, number, message), text)
-        case AddSchedule(text, timing, action):
-            await insert_schedule(connection, conversation, text, timing, action)
-        case CancelSchedule(schedule_id):
-            await cancel_active(connection, conversation, schedule_id)
-        case SetKey(key, text):
-            await store_text(connection, key, text)
-        case Say(text):
-            await say(connection, turn, text, source=turn.agent, conversation=MAIN_CONVERSATION)
-        case _:
-            assert_never(effect)
-
-
-def _note_key(turn: Turn, number: int, message: Message | None) -> str:
-    moment = (message.created_at if message else datetime.now(UTC)).astimezone(UTC)
-    name = message.id.hex[:8] if message else f"turn-{turn.id}"
-    suffix = f"-{number}" if number else ""
-    return f"memory/notes/{moment:%Y%m%dT%H%M%S.%fZ}-{name}{suffix}"
-
-
-def _message(row: dict[str, Any]) -> Message:
-    return Message(**{name: row[name] for name in _MESSAGE_FIELDS})

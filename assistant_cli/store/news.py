@@ -20,17 +20,19 @@ class News:
     Attributes:
         waiting: whether a message waits.
         next_due: when the next reminder or schedule is due; None: there is none.
+        orphaned: whether a turn is open that answers messages and whose process is gone.
         last_request: when a tick was last asked for and not begun; None: none is.
     """
 
     waiting: bool
     next_due: datetime | None
     last_request: datetime | None
+    orphaned: bool
 
 
-async def read_news(connection: Connection) -> News:
-    """Look at what there may be to do."""
+async def read_news(connection: Connection, token: int) -> News:
+    """Look at what there may be to do; `token` is that of the process that looks."""
     cursor = connection.cursor(row_factory=class_row(News))
-    news = await (await cursor.execute(_SQL["news"])).fetchone()
+    news = await (await cursor.execute(_SQL["news"], {"token": token})).fetchone()
     assert news is not None
     return news

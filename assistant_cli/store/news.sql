@@ -4,4 +4,11 @@ SELECT EXISTS (SELECT FROM assistant.messages WHERE state = 'waiting') AS waitin
         WHERE state = 'active') AS next_due,
     (SELECT max(updated_at) FROM public.kv
         WHERE key COLLATE "C" >= 'tick_requests/' AND key COLLATE "C" < 'tick_requests0'
-    ) AS last_request;
+    ) AS last_request,
+    EXISTS (
+        SELECT FROM assistant.turns
+        WHERE trigger = 'message' AND outcome = 'running' AND token <> %(token)s AND NOT EXISTS (
+            SELECT FROM assistant.leases
+            WHERE leases.agent = turns.agent AND leases.token = turns.token
+                AND expires_at > clock_timestamp())
+    ) AS orphaned;

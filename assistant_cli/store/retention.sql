@@ -1,21 +1,16 @@
 -- name: close_orphans
--- Turns of agents that were released or taken over, and of those left alone for a day.
-WITH closed AS (
-    UPDATE assistant.turns
-    SET outcome = 'interrupted', ended_at = clock_timestamp(),
-        error = 'the process that ran it ended'
-    WHERE id IN (
-        SELECT id FROM assistant.turns AS open
-        WHERE outcome = 'running' AND NOT EXISTS (
-            SELECT FROM assistant.leases
-            WHERE leases.agent = open.agent AND leases.token = open.token
-                AND expires_at > clock_timestamp() - interval '1 day')
-        LIMIT 1000 FOR UPDATE SKIP LOCKED)
-    RETURNING id
-), broken_off AS (
-    DELETE FROM assistant.partial_replies USING closed WHERE turn_id = closed.id
-)
-SELECT id FROM closed;
+-- Turns of agents that were released or taken over, and of those left alone for a day. What
+-- answers messages is given back by whoever answers next.
+UPDATE assistant.turns
+SET outcome = 'interrupted', ended_at = clock_timestamp(),
+    error = 'the process that ran it ended'
+WHERE id IN (
+    SELECT id FROM assistant.turns AS open
+    WHERE outcome = 'running' AND trigger <> 'message' AND NOT EXISTS (
+        SELECT FROM assistant.leases
+        WHERE leases.agent = open.agent AND leases.token = open.token
+            AND expires_at > clock_timestamp() - interval '1 day')
+    LIMIT 1000 FOR UPDATE SKIP LOCKED);
 
 -- name: delete_expired_keys
 DELETE FROM public.kv WHERE key IN (

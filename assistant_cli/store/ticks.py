@@ -17,6 +17,7 @@ from ..errors import NotFoundError, StaleError
 from ..messages import MAIN_CONVERSATION, SILENCE, Effect, Message, Outcome, Trigger, Turn
 from . import inbox, turns
 from .database import Connection, Database
+from .effects import apply_effect
 from .follow import Hints, follow
 from .kv import store_text
 from .leases import guard, read_holders
@@ -25,11 +26,11 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 
 
-async def recover(database: Database, agent: str, token: int) -> list[int]:
+async def recover(database: Database, agent: str, token: int) -> None:
     """Close the turns that an earlier holder left open."""
     async with database.transaction() as connection:
         await guard(connection, agent, token)
-        return await turns.interrupt_open(connection, agent)
+        await turns.interrupt_open(connection, agent)
 
 
 async def read_last_tick(database: Database, agent: str) -> datetime | None:
@@ -160,7 +161,7 @@ async def finish(
         if text:
             await inbox.say(connection, turn, text, source=turn.agent)
         for number, effect in enumerate(effects):
-            await inbox.apply_effect(connection, turn, effect, number)
+            await apply_effect(connection, turn, effect, number)
         await inbox.announce(connection)
         reach("thought.before")
     reach("thought.after")

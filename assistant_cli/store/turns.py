@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -11,7 +11,12 @@ from typing import Any
 
 from psycopg.rows import class_row
 
-from ..errors import ConflictError, DatabaseUnreachableError, LeaseLostError, NotFoundError
+from ..errors import (
+    ConflictError,
+    DatabaseUnreachableError,
+    NotFoundError,
+    TurnClosedError,
+)
 from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
 from .leases import guard, read_holders
@@ -112,14 +117,14 @@ async def end(
     """Record how a turn ended; False where it has ended already, by an attempt before this.
 
     Raises:
-        LeaseLostError: another process closed the turn as interrupted.
+        TurnClosedError: another process closed the turn as interrupted.
     """
     parameters = {"turn": turn.id, "outcome": outcome, "error": error}
     if (await connection.execute(_SQL["end"], parameters)).rowcount:
         return True
     row = await (await connection.execute(_SQL["outcome"], parameters)).fetchone()
     if row is None or (row[0] == "interrupted" and outcome != "interrupted"):
-        raise LeaseLostError(f"turn {turn.id} was closed by another process")
+        raise TurnClosedError(f"turn {turn.id} was closed by another process")
     return False
 
 
@@ -135,6 +140,7 @@ async def add_step(
 
     Raises:
         LeaseLostError: another process holds the agent.
+        TurnClosedError: another process closed the turn.
         DatabaseUnreachableError: the lease lapsed and has to be renewed first; try again.
     """
     step = {
@@ -149,6 +155,8 @@ async def add_step(
         # One statement: a model waits for it.
         if not (await connection.execute(_SQL["add_step"], step)).rowcount:
             await guard(connection, turn.agent, token)
+            if await read_outcome(connection, turn.id) != "running":
+                raise TurnClosedError(f"turn {turn.id} was closed by another process")
             raise DatabaseUnreachableError(f"the lease of {turn.agent} had lapsed; it is back")
 
 
@@ -173,10 +181,20 @@ def _keepable(value: Any) -> Any:
             return value
 
 
-async def interrupt_open(connection: Connection, agent: str) -> list[int]:
-    """Close the turns of an agent that nobody executes any more; returns their ids."""
-    cursor = await connection.execute(_SQL["interrupt_open"], {"agent": agent})
-    return [row[0] for row in await cursor.fetchall()]
+async def interrupt_open(
+    connection: Connection, agent: str, running: Collection[int] = ()
+) -> dict[int, int]:
+    """Close the turns of an agent that nobody executes any more.
+
+    Args:
+        running: those that this process does execute.
+
+    Returns:
+        The token under which each was begun, by its id.
+    """
+    parameters = {"agent": agent, "running": list(running)}
+    cursor = await connection.execute(_SQL["interrupt_open"], parameters)
+    return {row[0]: row[1] for row in await cursor.fetchall()}
 
 
 async def list_turns(

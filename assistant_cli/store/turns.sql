@@ -4,7 +4,6 @@ VALUES (%(agent)s, %(trigger)s, %(conversation)s, %(token)s, %(model)s)
 RETURNING id;
 
 -- name: end
-WITH whole AS (DELETE FROM assistant.partial_replies WHERE turn_id = %(turn)s)
 UPDATE assistant.turns
 SET outcome = %(outcome)s, error = %(error)s, ended_at = clock_timestamp()
 WHERE id = %(turn)s AND outcome = 'running';
@@ -13,6 +12,7 @@ WHERE id = %(turn)s AND outcome = 'running';
 WITH held AS (
     SELECT FROM assistant.leases
     WHERE agent = %(agent)s AND token = %(token)s AND expires_at > clock_timestamp()
+        AND EXISTS (SELECT FROM assistant.turns WHERE id = %(turn)s AND outcome = 'running')
     FOR KEY SHARE
 ), used AS (
     UPDATE assistant.turns
@@ -38,15 +38,11 @@ RETURNING pg_notify('assistant_messages', '');
 SELECT outcome FROM assistant.turns WHERE id = %(turn)s;
 
 -- name: interrupt_open
-WITH broken_off AS (
-    DELETE FROM assistant.partial_replies USING assistant.turns
-    WHERE turns.id = turn_id AND turns.agent = %(agent)s AND turns.outcome = 'running'
-)
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(),
     error = 'the process that ran it ended'
-WHERE agent = %(agent)s AND outcome = 'running'
-RETURNING id;
+WHERE agent = %(agent)s AND outcome = 'running' AND id <> ALL(%(running)s::bigint[])
+RETURNING id, token;
 
 -- name: list
 SELECT id, agent, trigger, conversation, outcome, model, started_at, ended_at, cancelled_at,

@@ -9,10 +9,10 @@ from functools import partial
 from uuid import uuid4
 
 from assistant_cli.agents.context import history
+from assistant_cli.store.answering import seconds_to_next
 from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
 from assistant_cli.store.history import read_last
-from assistant_cli.store.inbox import seconds_to_next
 from assistant_cli.store.status import get_snapshot
 
 from .board import entry

@@ -19,7 +19,7 @@ from typing import Any, assert_never
 
 from psycopg.conninfo import make_conninfo
 
-from assistant_cli.store import inbox
+from assistant_cli.store.answering import retry_turn
 from assistant_cli.store.database import Database
 
 from .checker import check
@@ -280,7 +280,7 @@ class _Campaign:
             failed = [row for row in rows if row["state"] == "failed"]
             self._retried += [str(row["id"]) for row in failed]
             for turn in {row["turn_id"] for row in failed}:
-                await inbox.retry_turn(database, turn)
+                await retry_turn(database, turn)
             for actor in answering:
                 self._revive(actor)
             await asyncio.sleep(0.1)

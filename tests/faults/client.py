@@ -24,7 +24,7 @@ from uuid import UUID
 from assistant_cli import Database, StatusBoard, connect, runtime, upkeep
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError
 from assistant_cli.messages import Reply, Turn
-from assistant_cli.store import inbox, leases
+from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store.watch import Deleted
 
 from .final import MARKER
@@ -260,7 +260,7 @@ async def answer(client: Client, database: Database) -> None:
             "acquire", lambda: _acquire(database, [inbox.AGENT]), agents=[inbox.AGENT]
         )
         if token is not None:
-            await inbox.recover(database, token)
+            await answering.recover(database, inbox.AGENT, token)
             while await _answer(client, database, token):
                 await client.pause(0.2)
         await client.pause(0.2)
@@ -270,13 +270,13 @@ async def _answer(client: Client, database: Database, token: int) -> bool:
     """Whether the lease still counted."""
 
     async def claim() -> list[Turn]:
-        turn = await inbox.claim_turn(database, token, "none")
-        return [] if turn is None else [turn]
+        return await answering.claim_turns(database, inbox.AGENT, token, "none", 2)
 
+    answers = answering.Answers(database, token)
     turns = await client.recorder.call("claim", claim, agent=inbox.AGENT, token=token)
     for turn in turns or []:
         text = "\n".join(f"re: {message.content}" for message in turn.messages)
-        await inbox.answer_turn(database, token, turn, [Reply(turn.messages, text)])
+        await answers.keep(turn, [Reply(turn.messages, text)])
     return turns is not None and not client.stopping.is_set()
 
 

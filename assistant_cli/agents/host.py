@@ -1,0 +1,97 @@
+"""What a process that hosts agents gives them, and what it asks of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from ..clock import Clock, SystemClock
+from ..messages import Outcome, Turn
+from ..models import Model
+from ..store.answering import RETRY_DELAY
+from ..store.board import StatusBoard
+from ..store.database import Database
+from ..store.leases import Lease
+
+Finish = Callable[[], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the process that hosts the agents gives them to work with.
+
+    Attributes:
+        models: what answers for each agent, by the agent's name.
+        stopping: set when no further turn may be claimed.
+        turn_timeout: the deadline of a turn.
+        retry_delay: the pause before a message is tried again.
+        concurrency: how many conversations are answered at a time.
+        until_idle: agents leave when they have nothing to do.
+        executing: the turns that execute, by id.
+        stuck: what goes on although its turn has ended, by the agent's name.
+    """
+
+    database: Database
+    board: StatusBoard
+    lease: Lease
+    models: Mapping[str, Model]
+    turn_timeout: timedelta = timedelta(minutes=10)
+    retry_delay: timedelta = RETRY_DELAY
+    concurrency: int = 8
+    until_idle: bool = False
+    clock: Clock = field(default_factory=SystemClock)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    executing: dict[int, asyncio.Task[Finish]] = field(default_factory=dict)
+    stuck: dict[str, asyncio.Task[Finish]] = field(default_factory=dict)
+
+    def model_of(self, agent: str) -> Model:
+        """What answers for an agent."""
+        return self.models[agent]
+
+    def cancel(self, turn_id: int) -> None:
+        """Cancel a turn that executes here; any other is left alone."""
+        # Once: a second time would cut short the ending of what the turn has started.
+        task = self.executing.pop(turn_id, None)
+        if task is not None:
+            task.cancel()
+
+
+class Agent(Protocol):
+    """A named worker. All its database writes are made under the host's lease.
+
+    `timeout`: the deadline of its turns; None: the host's.
+    `concurrency`: how many of its turns may run at a time.
+    """
+
+    name: str
+    timeout: timedelta | None
+    concurrency: int
+
+    async def recover(self, running: Collection[int]) -> None:
+        """Close the turns that an earlier holder left open, and all but those that run here."""
+
+    async def claim(self, limit: int) -> Sequence[Turn]:
+        """The next turns, recorded as running; none where there is nothing to do."""
+
+    def describe(self, turns: Sequence[Turn]) -> str:
+        """What the board shows while these turns run."""
+
+    async def execute(self, turn: Turn) -> Finish:
+        """The long part; called again where the database goes away before the model is asked.
+
+        No connection is held meanwhile, and nothing is kept yet.
+        Returns what keeps the result in one transaction; it may be called again after a
+        lost connection.
+        """
+
+    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        """End a turn that has no result."""
+
+    async def wait(self) -> bool:
+        """Wait until there may be work; False where none will come by itself."""
+
+    def wake(self) -> None:
+        """End the wait: there may be work."""

@@ -1,0 +1,269 @@
+"""What the workers of the conversation agent do with the inbox: claim, answer, give back.
+
+Several of them, on several hosts, share it; in a conversation, one turn runs at a time. Every
+write happens in a transaction that first makes sure, under a lock, that the worker's lease is
+still this process's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from psycopg.rows import dict_row
+
+from ..crash_points import reach
+from ..errors import ConflictError
+from ..messages import Message, Outcome, Reply, Turn
+from . import turns
+from .batches import Batches, Write
+from .database import Connection, Database
+from .effects import apply_effect
+from .inbox import announce, say
+from .leases import guard
+from .queries import load_queries
+
+_SQL = load_queries(__file__)
+
+MAX_ATTEMPTS = 3
+RETRY_DELAY = timedelta(seconds=5)
+"""The pause before the second attempt; the next pause is three times as long."""
+
+_MESSAGE_FIELDS = [field.name for field in fields(Message)]
+
+
+async def claim_turns(
+    database: Database, agent: str, token: int, model: str, limit: int = 1
+) -> list[Turn]:
+    """Claim all waiting messages of the conversations that wait longest, a turn for each.
+
+    Args:
+        agent: the name of the worker.
+        limit: for how many conversations.
+    """
+    parameters = {"agent": agent, "token": token, "model": model, "limit": limit}
+    async with database.connection() as connection:
+        cursor = connection.cursor(row_factory=dict_row)
+        reach("claim.before")
+        await cursor.execute(_SQL["claim"], parameters)
+        rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
+        if not rows:
+            # The statement claims nothing either where the lease is lost.
+            await guard(connection, agent, token)
+    if rows:
+        reach("claim.after")
+    claimed: dict[int, list[Message]] = defaultdict(list)
+    for row in rows:
+        claimed[row["turn_id"]].append(_message(row))
+    return [
+        Turn(turn_id, agent, "message", messages[0].conversation, messages)
+        for turn_id, messages in claimed.items()
+    ]
+
+
+@dataclass
+class _Answer(Write[bool]):
+    turn: Turn
+    replies: Sequence[Reply]
+
+
+class Answers:
+    """Keeps the replies of a worker's turns; those that come at the same time share a commit."""
+
+    def __init__(self, database: Database, token: int) -> None:
+        self._database = database
+        self._token = token
+        self._batches = Batches(self._keep_batch)
+
+    async def keep(self, turn: Turn, replies: Sequence[Reply]) -> None:
+        """Keep the replies and their effects, and mark the messages answered, all or nothing.
+
+        Doing it again after a lost connection is safe: a turn that is done stays as it is.
+
+        Raises:
+            LeaseLostError: another process holds the worker's name.
+            TurnClosedError: the turn was closed while the lease had lapsed.
+        """
+        if not any(reply.effects for reply in replies):
+            kept = asyncio.get_running_loop().create_future()
+            self._batches.add(_Answer(kept, turn, replies))
+            if await kept:
+                return
+        async with self._database.transaction() as connection:
+            await guard(connection, turn.agent, self._token)
+            if await turns.end(connection, turn, "done"):
+                await _keep_replies(connection, turn, replies)
+                await announce(connection)
+            reach("effects.before")
+        reach("effects.after")
+
+    async def _keep_batch(self, batch: list[_Answer]) -> None:
+        """Keep them in one statement; one that is not kept is told so."""
+        replies = [
+            {
+                "turn": answer.turn.id,
+                "conversation": answer.turn.conversation,
+                "id": str(uuid4()),
+                "text": reply.text,
+                "answers": [str(message.id) for message in reply.answers],
+            }
+            for answer in batch
+            for reply in answer.replies
+        ]
+        agent = batch[0].turn.agent
+        parameters = {"agent": agent, "token": self._token, "replies": json.dumps(replies)}
+        async with self._database.connection() as connection:
+            reach("reply.before")
+            cursor = await connection.execute(_SQL["answer_at_once"], parameters)
+            reach("reply.after")
+            ended = {row[0] for row in await cursor.fetchall()}
+        for answer in batch:
+            answer.succeed(answer.turn.id in ended)
+
+
+async def fail_turn(
+    database: Database,
+    token: int,
+    turn: Turn,
+    outcome: Outcome,
+    error: str,
+    delay: timedelta,
+    *,
+    replies: Sequence[Reply] = (),
+    attempted: bool = True,
+) -> None:
+    """End a turn that is not answered; its messages wait again, or are kept as failed.
+
+    An interrupted turn was no attempt. One that was cancelled on request is not tried again,
+    however it ended.
+
+    Args:
+        delay: the pause before the second attempt.
+        replies: what was answered before it failed, and is kept.
+        attempted: whether it counts as an attempt; if not, the pause does not grow either.
+    """
+    async with database.transaction() as connection:
+        await guard(connection, turn.agent, token)
+        if not await turns.end(connection, turn, outcome, error):
+            return
+        await _keep_replies(connection, turn, replies)
+        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
+        parameters = {"turn": turn.id, "error": error, "limit": MAX_ATTEMPTS, "delay": delay}
+        if outcome == "interrupted":
+            parameters.update(error=None, delay=None)
+            attempted = False
+        query = "return_failed" if attempted else "return_unattempted"
+        await connection.execute(_SQL[query], parameters)
+        await announce(connection)
+        reach("failure.before")
+    reach("failure.after")
+
+
+async def recover(
+    database: Database, agent: str, token: int, running: Collection[int] = ()
+) -> list[int]:
+    """Close the turns that nobody runs any more; their messages wait again.
+
+    Args:
+        agent: the name of the worker.
+        running: the turns that this process runs for it.
+
+    Returns:
+        Those of them that bear the worker's name.
+    """
+    async with database.transaction() as connection:
+        await guard(connection, agent, token)
+        closed = await turns.interrupt_open(connection, agent, running)
+        # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
+        unexecuted = [turn_id for turn_id, holder in closed.items() if holder == token]
+        await _return_orphaned(connection, token, unexecuted)
+        reach("recovery.before")
+    reach("recovery.after")
+    return list(closed)
+
+
+async def return_orphaned(connection: Connection, token: int) -> None:
+    """Close the turns of workers whose lease has lapsed; their messages wait again.
+
+    Args:
+        token: that of this process, which may have to renew its own lease first.
+    """
+    async with connection.transaction():
+        await _return_orphaned(connection, token)
+        await announce(connection)
+        reach("orphans.before")
+    reach("orphans.after")
+
+
+async def _return_orphaned(
+    connection: Connection, token: int, unexecuted: Sequence[int] = ()
+) -> None:
+    await connection.execute(_SQL["close_orphans"], {"token": token})
+    await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
+    await connection.execute(_SQL["return_unexecuted"], {"turns": list(unexecuted)})
+    await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
+
+
+async def cancel_turn(database: Database, turn_id: int) -> bool:
+    """Ask for a running turn to be ended, or end it where its process is gone.
+
+    Its messages become failed and are not tried again.
+
+    Returns:
+        Whether a process may still run it.
+
+    Raises:
+        ConflictError: it has ended already.
+        NotFoundError: there is no such turn.
+    """
+    async with database.transaction() as connection:
+        runs = await turns.request_cancellation(connection, turn_id)
+        if not runs:
+            await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
+            await announce(connection)
+    return runs
+
+
+async def retry_turn(database: Database, turn_id: int) -> int:
+    """Let the failed messages of a turn wait again, as if never tried; returns how many.
+
+    Raises:
+        ConflictError: none of its messages is failed.
+        NotFoundError: there is no such turn.
+    """
+    async with database.transaction() as connection:
+        waiting = (await connection.execute(_SQL["retry_failed"], {"turn": turn_id})).rowcount
+        if not waiting:
+            outcome = await turns.read_outcome(connection, turn_id)
+            raise ConflictError(f"turn {turn_id} ({outcome}) has no failed messages")
+        await announce(connection)
+    return waiting
+
+
+async def seconds_to_next(connection: Connection) -> float | None:
+    """Seconds until a waiting message may be tried; None where none waits.
+
+    Infinite where all of them wait for turns that run in their conversations.
+    """
+    row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()
+    return None if row is None or row[0] is None else max(0.0, float(row[0]))
+
+
+async def _keep_replies(connection: Connection, turn: Turn, replies: Sequence[Reply]) -> None:
+    for reply in replies:
+        reply_id = await say(connection, turn, reply.text)
+        ids = [message.id for message in reply.answers]
+        parameters = {"reply": reply_id, "ids": ids, "turn": turn.id}
+        await connection.execute(_SQL["answer"], parameters)
+        for number, effect in enumerate(reply.effects):
+            await apply_effect(connection, turn, effect, number, reply.answers[0])
+
+
+def _message(row: dict[str, Any]) -> Message:
+    return Message(**{name: row[name] for name in _MESSAGE_FIELDS})
