@@ -133,8 +133,9 @@ async def test_workers_under_two_names_share_the_inbox(database: Database, hold:
             "WHERE outcome = 'running'",
             [(2, 2)],
         )
+        both = "SELECT count(*) FROM assistant.agent_status WHERE status = 'running'"
+        await until_equal(database, both, [2])
         board = await database.kv.get("status_board")
-        assert {board[name]["status"] for name in ("conversation", "conversation@b")} == {"running"}
         sent += [await put(database, f"{name} again", name) for name in ("a", "b")]
         assert await database.kv.get("status_board") == board
         hold.open()

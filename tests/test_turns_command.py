@@ -326,7 +326,7 @@ def test_the_command_of_a_cancelled_turn_is_ended_in_order_with_all_it_started(
         f"command:cd {tmp_path}; trap 'sleep 1.5; touch tidy; exit' TERM; "
         "sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' & echo $$ > group; wait"
     )
-    assistant.start_run("--model", model)
+    assistant.start_run("--model", model, "--heartbeat", "off")
     assistant("send", "hello")
     eventually(lambda: (tmp_path / "group").exists() and (tmp_path / "group").read_text(), "it")
     assert assistant("turns", "cancel", str(turn_of(sql))).code == 0
