@@ -81,7 +81,9 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
     answering_ones = [agent for agent in agents if is_conversation(agent.name)]
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
-    async def read(connection: Connection, _: Hints) -> list[Agent] | None:
+    async def read(connection: Connection, hints: Hints) -> list[Agent] | None:
+        if hints == {inbox.SENT}:
+            return answering_ones or None
         news = await read_news(connection, token)
         if news.orphaned and answering_ones:
             await answering.return_orphaned(connection, token)

@@ -618,13 +618,21 @@ WHERE trigger = 'message' AND outcome = 'running' AND EXISTS (
 CREATE UNIQUE INDEX IF NOT EXISTS turns_of_conversation ON assistant.turns (conversation)
     WHERE trigger = 'message' AND outcome = 'running';
 
--- As before, but that a message waits for the turn that runs in its conversation.
+CREATE INDEX IF NOT EXISTS messages_tried_again ON assistant.messages (conversation)
+    WHERE state = 'waiting' AND retry_at IS NOT NULL;
+
+-- As before, but that a message waits for the turn that runs in its conversation. What is rare is
+-- looked for first, in sets that are small, since a claim looks at all messages that wait.
 CREATE OR REPLACE VIEW assistant.waiting_messages AS
 SELECT id, conversation, position,
     CASE WHEN EXISTS (
             SELECT FROM assistant.turns
             WHERE turns.conversation = message.conversation
                 AND trigger = 'message' AND outcome = 'running') THEN 'infinity'
+        WHEN NOT EXISTS (
+            SELECT FROM assistant.messages AS again
+            WHERE again.conversation = message.conversation
+                AND again.state = 'waiting' AND again.retry_at IS NOT NULL) THEN '-infinity'
         WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
         ELSE coalesce((
             SELECT first.retry_at FROM assistant.messages AS first

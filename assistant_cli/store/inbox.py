@@ -21,6 +21,8 @@ from .queries import load_queries
 
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_messages"
+SENT = "sent"
+"""The hint that a message was sent, and nothing else has changed."""
 AGENT = "conversation"
 
 
@@ -99,7 +101,9 @@ async def wait_for_reply(
         AgentFailedError: the message could not be answered in its last attempt.
     """
 
-    async def read(connection: Connection, _: Hints) -> Progress | None:
+    async def read(connection: Connection, hints: Hints) -> Progress | None:
+        if hints == {SENT}:
+            return None
         cursor = connection.cursor(row_factory=class_row(Progress))
         progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
         if progress is None:

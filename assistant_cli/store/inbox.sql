@@ -6,7 +6,7 @@ WITH inserted AS (
     ON CONFLICT DO NOTHING
     RETURNING id
 )
-SELECT id, pg_notify('assistant_messages', '') FROM inserted;
+SELECT id, pg_notify('assistant_messages', 'sent') FROM inserted;
 
 -- name: confirm
 UPDATE assistant.messages SET source = source
