@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from .agents import HEARTBEAT, is_conversation
+from .agents import HEARTBEAT
 from .agents.conversation import ConversationAgent, conversation
 from .agents.definition import AgentDefinition, Interval
 from .agents.heartbeat import HeartbeatAgent, Limits, reflect
@@ -28,6 +28,7 @@ from .store.answering import RETRY_DELAY
 from .store.board import StatusBoard, check_agent, create_status_board
 from .store.database import Connection, Database
 from .store.follow import Hints, follow
+from .store.inbox import is_conversation
 from .store.leases import Lease
 from .upkeep import upkeep
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import psycopg
 
-from .agents import is_conversation
 from .agents.host import Agent, Host
 from .errors import AssistantError, DatabaseUnreachableError
 from .store import answering, inbox, leases, turns
@@ -78,7 +77,7 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
     Where one answers messages, those of a worker that is gone are given back first.
     """
     database, token = host.database, host.lease.token
-    answering_ones = [agent for agent in agents if is_conversation(agent.name)]
+    answering_ones = [agent for agent in agents if inbox.is_conversation(agent.name)]
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, hints: Hints) -> list[Agent] | None:

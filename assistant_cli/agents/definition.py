@@ -18,8 +18,9 @@ from ..durations import parse_duration, parse_interval
 from ..errors import AssistantError, BadDataError, ConfigurationError, UsageError
 from ..messages import check_content
 from ..store.board import check_agent
+from ..store.inbox import is_conversation
 from ..timing import host_zone, plan_cron
-from . import AGENTS, is_conversation
+from . import AGENTS
 
 if TYPE_CHECKING:
     from .turn_context import TurnContext

@@ -65,8 +65,7 @@ async def _agents(
     from ..runtime import host
     from ..store.status import get_snapshot
 
-    row = (await get_snapshot(database)).find("conversation")
-    if row is not None and row.live:
+    if (await get_snapshot(database)).answering:
         yield
         return
     model = models["conversation"].name

@@ -95,8 +95,7 @@ def _send_and_wait(
         message.append(await put(database))
         # The message is kept: from here on, a database that goes away is waited for.
         snapshot = await patiently(lambda: get_snapshot(database))
-        row = snapshot.find("conversation")
-        if row is None or not row.live:
+        if not snapshot.answering:
             output.tell("no conversation agent is running; the message is kept until one does")
         return await patiently(lambda: wait_for_reply(database, message[0], watch))
 

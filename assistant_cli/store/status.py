@@ -14,6 +14,7 @@ from ..clock import SystemClock
 from ..process_identity import ProcessIdentity, known_dead
 from .database import Connection, Database
 from .follow import Hints, follow
+from .inbox import is_conversation
 from .queries import load_queries
 from .turns import Spend, read_spend
 
@@ -67,6 +68,11 @@ class Snapshot:
     spent: Spend
     midnight: datetime
     now: datetime
+
+    @property
+    def answering(self) -> bool:
+        """Whether a process is up that answers messages."""
+        return any(row.live and is_conversation(row.agent) for row in self.agents)
 
     def find(self, agent: str) -> AgentRow | None:
         return next((row for row in self.agents if row.agent == agent), None)
