@@ -69,7 +69,7 @@ def test_there_are_points_before_and_after_each_commit() -> None:
 
 @pytest.mark.usefixtures("work")
 @pytest.mark.parametrize(
-    "point", sorted(set(POINTS) - set(points_of(*EMBEDDED, "migration.", "send.")))
+    "point", sorted(set(POINTS) - set(points_of(*EMBEDDED, "migration.", "orphans.", "send.")))
 )
 def test_a_run_that_dies_is_finished_by_the_next(
     assistant: CommandLine, dsn: str, tmp_path: Path, point: str
@@ -103,6 +103,24 @@ def test_a_run_that_dies_is_finished_by_the_next(
         assert contents == ["Reminder: stretch", "the hour"]
         ticks = "SELECT count(*) FROM assistant.turns WHERE trigger = 'timer'"
         assert sql.execute(ticks).fetchone() == (1,)
+
+
+@pytest.mark.usefixtures("work")
+@pytest.mark.parametrize("point", points_of("orphans."))
+def test_a_worker_that_dies_giving_back_what_another_left_is_followed_by_the_next(
+    assistant: CommandLine, dsn: str, tmp_path: Path, point: str
+) -> None:
+    (tmp_path / "failed").mkdir()
+    options = (*RUN_OPTIONS, "--model", failing_once(tmp_path))
+    dies(assistant, "claim.after", "run", "--agent", "conversation@b", *options)
+    with psycopg.connect(dsn, autocommit=True) as sql:
+        # It lapses only when the other worker is up.
+        sql.execute("UPDATE assistant.leases SET expires_at = clock_timestamp() + interval '3 s'")
+    dies(assistant, point, "run", *options[1:])
+    assert assistant("run", *options).code == 0
+    final = read_store(dsn)
+    assert check(History([], []), final) == []
+    assert {row["state"] for row in final.messages if row["role"] == "user"} == {"answered"}
 
 
 @pytest.mark.parametrize("point", points_of("send."))
