@@ -38,7 +38,7 @@ Otherwise answer exactly: {silence}"""
 @agent(name=HEARTBEAT, every="30m")
 async def reflect(turn: TurnContext) -> str:
     """reflecting"""
-    news = await heartbeat.read_news(turn.database)
+    news = await heartbeat.read_since_last_tick(turn.database)
     failures = "\n".join(news.failures)
     return await turn.ask(
         _PROMPT.format(
@@ -141,7 +141,7 @@ class HeartbeatAgent(TimedAgent):
             used = (await get_spend(host.database, today, agent=self.name)).tokens
             if used >= limits.daily_tokens:
                 return f"{used:,} of {limits.daily_tokens:,} tokens for today are used"
-        if turn.trigger != "request" and not await heartbeat.read_news(host.database):
+        if turn.trigger != "request" and not await heartbeat.read_since_last_tick(host.database):
             return "nothing has happened since the last heartbeat"
         return None
 

@@ -18,7 +18,7 @@ AGENT = "heartbeat"
 
 
 @dataclass(frozen=True)
-class News:
+class SinceLastTick:
     """What has happened since the last tick that considered it; false where nothing has.
 
     Attributes:
@@ -33,12 +33,12 @@ class News:
         return bool(self.messages or self.failures)
 
 
-async def read_news(database: Database) -> News:
+async def read_since_last_tick(database: Database) -> SinceLastTick:
     """What has happened since the last tick that considered it."""
     async with database.connection() as connection:
         row = await (await connection.execute(_SQL["news"])).fetchone()
     assert row is not None
-    return News(messages=row[0], failures=row[1])
+    return SinceLastTick(messages=row[0], failures=row[1])
 
 
 async def is_busy(database: Database) -> bool:
