@@ -92,22 +92,24 @@ class _Loop:
     async def _wait(self) -> bool:
         """Wait until there may be something to do; False: there will be nothing more."""
         agent, host = self._agent, self._host
+        if self._ended.is_set():
+            return True
         # A signal, or a loss, that came during the claim has woken nobody who would wait here.
-        stopping = host.stopping.is_set()
-        if self._ended.is_set() or (not stopping and self._recovered != host.database.losses):
-            return True
-        if self._resting and not stopping:
-            await self._pause(self._failed_in_a_row)
-            # One that ended meanwhile is shown first.
-            self._resting = self._ended.is_set()
-            return True
-        full = len(self._running) == agent.concurrency
-        if not stopping and not full and await agent.wait():
-            return True
+        if not host.stopping.is_set() and len(self._running) < agent.concurrency:
+            if self._resting:
+                await self._rest()
+                return True
+            if self._recovered != host.database.losses or await agent.wait():
+                return True
         if self._running:
             await self._ended.wait()
-            return True
         return self._ended.is_set()
+
+    async def _rest(self) -> None:
+        """Pause after a failure, longer each time in a row."""
+        await self._pause(self._failed_in_a_row)
+        # One that ended meanwhile is shown first.
+        self._resting = self._ended.is_set()
 
     async def _bear(self, error: DatabaseUnreachableError) -> None:
         if not self._unreachable:

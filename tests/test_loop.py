@@ -1,0 +1,81 @@
+"""The loop that every agent runs in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+
+import pytest
+
+from assistant_cli.agents.host import Finish, Host
+from assistant_cli.agents.loop import run_agent
+from assistant_cli.messages import Outcome, Turn
+from assistant_cli.store import leases
+from assistant_cli.store.board import create_status_board
+from assistant_cli.store.database import Database
+
+from .conftest import PATIENCE_SECONDS
+
+
+class Errand:
+    """An agent with one turn, which lasts until the test ends it."""
+
+    name = "errand"
+    timeout: timedelta | None = None
+    concurrency = 1
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._left = [Turn(1, self.name, "timer", None)]
+        self.recoveries = 0
+        self.may_end = asyncio.Event()
+
+    async def recover(self, running: Collection[int]) -> None:
+        assert not running
+        self.recoveries += 1
+
+    async def claim(self, limit: int) -> Sequence[Turn]:
+        assert limit == 1
+        if self._left:
+            # A follower loses its connection at this very moment.
+            self._database.losses += 1
+        return [self._left.pop()] if self._left else []
+
+    def describe(self, turns: Sequence[Turn]) -> str:
+        return f"on {len(turns)} errand"
+
+    async def execute(self, turn: Turn) -> Finish:
+        await self.may_end.wait()
+
+        async def finish() -> Outcome:
+            return "done"
+
+        return finish
+
+    async def fail(self, turn: Turn, outcome: Outcome, error: str) -> None:
+        pytest.fail(f"{turn.id} {outcome}: {error}")
+
+    async def wait(self) -> bool:
+        return False
+
+    def wake(self) -> None:
+        pass
+
+
+async def test_a_connection_lost_during_a_claim_is_recovered_from_once_there_is_room(
+    database: Database,
+) -> None:
+    lease = await leases.acquire(database, ["errand"])
+    board = await create_status_board(database, lease)
+    agent = Errand(database)
+    host = Host(database=database, board=board, lease=lease, models={})
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        running = asyncio.create_task(run_agent(agent, host))
+        while board.get_entry("errand")["status"] != "running":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert agent.recoveries == 1
+        agent.may_end.set()
+        assert await running == 0
+    assert agent.recoveries == 2
+    assert board.get() == {"errand": {"status": "idle", "detail": None}}
