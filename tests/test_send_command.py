@@ -106,6 +106,28 @@ def test_what_cannot_be_kept_is_refused_in_one_line(
     assert kept(sql) == []
 
 
+def test_where_as_many_wait_as_may_the_next_is_to_try_again_later(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    assert assistant("send", "first", "--id", "1").code == 0
+    many = (
+        "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+        "SELECT gen_random_uuid(), 'main', 'user', 'x', 'psql', 'waiting' "
+        "FROM generate_series(1, 999)"
+    )
+    sql.execute(many)
+    for options in ([], ["--wait"], ["--id", "2"]):
+        done = assistant("send", "one too many", *options)
+        assert (done.code, done.out) == (75, "")
+        assert done.err == (
+            "assistant: 1000 messages wait in this conversation, as many as may; "
+            "nothing was kept, try again later\n"
+        )
+    assert len(kept(sql)) == 1_000
+    assert assistant("send", "first", "--id", "1").code == 0
+    assert assistant("send", "elsewhere", "--conversation", "work").code == 0
+
+
 def test_on_a_terminal_text_that_is_missing_is_asked_for(environment: dict[str, str]) -> None:
     master, slave = pty.openpty()
     try:

@@ -25,9 +25,10 @@ Exit codes:
   2 usage                        66 input file missing
   3 no such key, path or agent   69 database unreachable
   4 stale: the holder is gone    74 output not written
-  5 lost the race                77 not permitted
-  6 an agent or a turn failed    78 configuration wrong
-  8 not yet                      124 deadline passed
+  5 lost the race                75 too many messages wait
+  6 an agent or a turn failed    77 not permitted
+  8 not yet                      78 configuration wrong
+                                 124 deadline passed
                                  130 interrupted, 143 terminated, 141 closed pipe
 
 Environment: ASSISTANT_DATABASE_URL, DATABASE_URL (your own Postgres; neither:

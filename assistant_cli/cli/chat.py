@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AgentFailedError, UsageError
+from ..errors import AgentFailedError, BadDataError, QueueFullError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
@@ -144,7 +144,11 @@ class _Chat:
 
         from ..store import inbox
 
-        message = await inbox.put_message(self._database, text, conversation=self._conversation)
+        try:
+            message = await inbox.put_message(self._database, text, conversation=self._conversation)
+        except (BadDataError, QueueFullError) as error:
+            output.tell(str(error))
+            return
         reply = output.GrowingText()
         waiting = asyncio.ensure_future(inbox.wait_for_reply(self._database, message, reply.show))
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from ..errors import (
     ConflictError,
     DatabaseUnreachableError,
     NotPermittedError,
+    QueueFullError,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s'
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
+_QUEUE_FULL = "AS001"
+"""Raised by the schema itself: assistant.limit_waiting."""
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
@@ -319,6 +322,8 @@ def translate(error: psycopg.Error) -> AssistantError:
         return ConfigurationError(
             "this database is not set up for this program; run `assistant db migrate`"
         )
+    if state == _QUEUE_FULL:
+        return QueueFullError(f"{reason}; nothing was kept, try again later")
     if state == "42501":
         return NotPermittedError(
             f"the database does not permit this: {reason}; reading takes the role "

@@ -80,6 +80,7 @@ async def put_message(
     Raises:
         BadDataError: the message is empty, too large, or holds NUL or half a surrogate pair.
         ConflictError: another text was sent under the same name.
+        QueueFullError: as many messages of the conversation wait as may.
     """
     check_content(content)
     check_name(conversation, "conversation")
