@@ -306,6 +306,13 @@ def raise_refused_connection(error: psycopg.Error) -> NoReturn:
         raise ConfigurationError(f"no such database: {reason}") from None
     if 'role "' in text and "does not exist" in text:
         raise NotPermittedError(f"no such database user: {reason}") from None
+    if "permission denied" in text or "not permitted to log in" in text:
+        raise NotPermittedError(f"the database refuses this user: {reason}") from None
+    if "too many connections for" in text:
+        raise DatabaseUnreachableError(
+            f"{reason}: that is its CONNECTION LIMIT; end a watch or another command, or let the "
+            "owner raise it"
+        ) from None
     if "invalid" in text and ("option" in text or "value" in text):
         raise ConfigurationError(f"the database URL is wrong: {reason}") from None
     raise DatabaseUnreachableError(
