@@ -118,6 +118,8 @@ class _Chat:
         messages = await read_last(self._database, self._conversation, 200)
         print_messages(messages[-_SHOWN_AT_ENTRY:])
         said = [message.content for message in messages if message.role == "user"]
+        # The editor of lines shows what would steer a terminal as it is.
+        said = [text for text in said if output.show_text(text) == text]
         return PromptSession(
             history=InMemoryHistory(said),
             completer=WordCompleter(_COMMANDS, sentence=True),

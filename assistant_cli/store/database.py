@@ -159,6 +159,9 @@ class Database:
             return connection
         except psycopg.Error as error:
             raise_refused_connection(error)
+        except UnicodeError:
+            host = parameters.get("host")
+            raise ConfigurationError(f"{host!r} in the database URL is no name of a host") from None
 
     @asynccontextmanager
     async def connection(
