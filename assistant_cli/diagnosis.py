@@ -116,7 +116,9 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         writes = await health.may_write(database)
         refused = None
         if not writes:
-            refused = NotPermittedError("this user may not write here; use another, or GRANT it")
+            refused = NotPermittedError(
+                "this user may not write here; GRANT assistant_runtime to it (infra/roles.sql)"
+            )
         yield Finding("writing", "permitted" if writes else "not permitted", refused)
         if await health.behind_pooler(database):
             yield Finding("pooler", "in front of the server: nothing is prepared, watching polls")

@@ -636,3 +636,14 @@ CREATE OR REPLACE TRIGGER assistant_limit_waiting BEFORE INSERT ON assistant.mes
 
 INSERT INTO assistant.migrations (version, name)
 VALUES (9, 'queue_limit') ON CONFLICT DO NOTHING;
+
+-- A trigger function that acts with its owner's rights may be put on no table but ours: whoever
+-- puts it on one of their own, which takes no right here, chooses what it is given. Firing one
+-- takes no right.
+REVOKE EXECUTE ON FUNCTION
+    assistant.stamp_kv(), assistant.notify_kv(), assistant.notify_kv_everything(),
+    assistant.record_board(), assistant.stamp_sender(), assistant.limit_waiting()
+FROM PUBLIC;
+
+INSERT INTO assistant.migrations (version, name)
+VALUES (10, 'trigger_rights') ON CONFLICT DO NOTHING;
