@@ -68,9 +68,15 @@ class Settings:
 
 
 def load_settings(
-    database_url: str | None = None, environ: Mapping[str, str] = os.environ
+    database_url: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    option: str = "--database-url",
 ) -> Settings:
     """Gather the settings from the option given, the environment and the config file.
+
+    Args:
+        option: what `database_url` was given as, for messages.
 
     Raises:
         ConfigurationError: the config file cannot be read or holds an unknown or non-text key.
@@ -79,7 +85,7 @@ def load_settings(
     home = _home(environ)
     _require_safe(home)
     file, models = _read_config(home / "config.toml")
-    url, source = _database(database_url, environ, file)
+    url, source = _database((database_url, option), environ, file)
     model = environ.get("ASSISTANT_MODEL")
 
     def text(key: str, default: str) -> str:
@@ -147,10 +153,10 @@ def _name(user: int) -> str:
 
 
 def _database(
-    option: str | None, environ: Mapping[str, str], file: Mapping[str, str]
+    option: tuple[str | None, str], environ: Mapping[str, str], file: Mapping[str, str]
 ) -> tuple[str | None, str]:
     candidates = (
-        (option, "--database-url"),
+        option,
         (environ.get("ASSISTANT_DATABASE_URL"), "ASSISTANT_DATABASE_URL"),
         (environ.get("DATABASE_URL"), "DATABASE_URL"),
         (file.get("database_url"), "config.toml"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+
+from assistant_cli import connect
+from assistant_cli.errors import AssistantError
 
 from .command_lines import running_command_lines
 from .conftest import CommandLine, eventually
@@ -114,6 +118,34 @@ def test_a_model_that_repeats_all_it_knows_tells_no_secret(
     for path in home.rglob("*"):
         if path.is_file():
             assert_silent(path.read_text("utf-8", "replace"), SAID)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "bad dsn",
+        f"postgres//u:{WRONG_PASSWORD}@h/x",
+        f"postgresql://u:{WRONG_PASSWORD}@[::1/x",
+        f"postgresql://u:%zz{WRONG_PASSWORD}@h/x",
+        f"host=h password='{WRONG_PASSWORD}",
+        f"postgresql://u:p@{WRONG_PASSWORD}@127.0.0.1:1/x",
+        f"postgresql://u:{WRONG_PASSWORD}@127.0.0.1:1/x",
+        f"postgresql://u@127.0.0.1:{WRONG_PASSWORD}/x",
+        f"postgresql://u:12/{WRONG_PASSWORD}@h/x",
+        f"postgresql://u@127.0.0.1:1/x?connect_timeout={WRONG_PASSWORD}",
+        f"postgresql://u@127.0.0.1:1/x?{WRONG_PASSWORD}=1",
+        f"host='{'a' * 70}' password={WRONG_PASSWORD}",
+        f"postgresql://u:{WRONG_PASSWORD}@127.0.0.1:1/x?sslmode=require&sslrootcert=/missing",
+    ],
+)
+async def test_no_error_of_the_library_tells_what_is_in_a_dsn(dsn: str) -> None:
+    with pytest.raises(AssistantError) as caught:
+        async with connect(dsn):
+            pass
+    text = "".join(traceback.format_exception(caught.value))
+    words = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert_silent("\n".join(words))
+    assert "--database-url" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["refused", "forbidden", "down", "malformed"])

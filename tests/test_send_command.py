@@ -18,7 +18,7 @@ import pytest
 from assistant_cli.messages import MAX_MESSAGE_BYTES
 from assistant_cli.store.database import Database
 
-from .conftest import CommandLine
+from .conftest import CommandLine, eventually
 from .hosting import Hold, hosting
 
 NOBODY_RUNS = "assistant: no conversation agent is running; the message is kept until one does"
@@ -204,6 +204,35 @@ def test_a_deadline_that_passes_while_an_agent_answers_keeps_the_message(
     assert done.err == f"assistant: no reply within 2s; message {identity} is kept\n"
     hold.open()
     assert assistant("send", "--wait", "--id", "slow", "hello").out == "re: hello\n"
+
+
+def test_a_run_that_dies_while_a_reply_is_waited_for_is_told_and_the_next_one_answers(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    run = assistant.start_run("--model", hold.model)
+    waiting = assistant.start("send", "--wait", "hello")
+    eventually(lambda: hold.asked, "the question")
+    run.kill()
+    assert waiting.stderr is not None
+    assert "no conversation agent is running" in waiting.stderr.readline()
+    hold.open()
+    assistant.start_run("--model", hold.model)
+    assert waiting.communicate(timeout=30) == ("re: hello\n", "")
+
+
+def test_a_deadline_that_passes_tells_why_the_last_attempt_failed(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    assistant.start_run("--model", "command:echo why >&2; exit 3")
+    failed = "SELECT FROM assistant.messages WHERE error IS NOT NULL"
+    assert assistant("send", "hello", "--id", "1").code == 0
+    eventually(lambda: sql.execute(failed).rowcount, "an attempt that failed")
+    done = assistant("send", "--wait", "hello", "--id", "1", "--timeout", "1s")
+    assert (done.code, done.out, len(done.err.splitlines())) == (124, "", 1)
+    told = "is kept; its last attempt failed: the model's command exited with 3: why"
+    assert told in done.err
 
 
 def test_a_deadline_that_passes_while_the_message_is_sent_says_that_nothing_is_known(

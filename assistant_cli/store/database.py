@@ -287,6 +287,8 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
     """Raise ValueError for what psycopg would take for a server that does not answer."""
     if "@" in str(parameters.get("host", "")).lstrip("@"):
         raise ValueError("the end of a password is taken for the host")
+    if "user" not in parameters and "@" in str(parameters.get("dbname", "")):
+        raise ValueError("a password with a slash is taken for a port and a database")
     for name in ("port", "connect_timeout"):
         for number in filter(None, str(parameters.get(name, "")).split(",")):
             int(number)

@@ -129,10 +129,7 @@ async def wait_for_reply(
     """
 
     async def read(connection: Connection, _: Hints) -> Progress | None:
-        cursor = connection.cursor(row_factory=class_row(Progress))
-        progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
-        if progress is None:
-            raise NotFoundError(f"there is no message {message} (any more)")
+        progress = await _read_progress(connection, message)
         if progress.state in {"answered", "failed"}:
             return progress
         if progress.partial:
@@ -148,6 +145,20 @@ async def wait_for_reply(
                 )
             return progress.reply or ""
     raise AssertionError("following never ends by itself")
+
+
+async def read_progress(database: Database, message: UUID) -> Progress:
+    """How far a message has come."""
+    async with database.connection() as connection:
+        return await _read_progress(connection, message)
+
+
+async def _read_progress(connection: Connection, message: UUID) -> Progress:
+    cursor = connection.cursor(row_factory=class_row(Progress))
+    progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
+    if progress is None:
+        raise NotFoundError(f"there is no message {message} (any more)")
+    return progress
 
 
 async def claim_turn(database: Database, token: int, model: str) -> Turn | None:

@@ -24,7 +24,7 @@ async def connect(dsn: str | None = None) -> AsyncIterator[Database]:
         DatabaseUnreachableError: nobody answers.
         NotPermittedError: the database refuses.
     """
-    async with open_database(load_settings(dsn)) as database:
+    async with open_database(load_settings(dsn, option="the DSN given")) as database:
         yield database
 
 
