@@ -107,7 +107,12 @@ def load_settings(
 
 def _home(environ: Mapping[str, str]) -> Path:
     if given := environ.get("ASSISTANT_HOME"):
-        return Path(given).expanduser().absolute()
+        try:
+            return Path(given).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"ASSISTANT_HOME is {given}, and there is no such user"
+            ) from None
     from platformdirs import user_data_path
 
     return user_data_path("assistant")
@@ -117,12 +122,13 @@ def _require_safe(home: Path) -> None:
     """Refuse a home that others may change: it says what is run, and what is taken for ours."""
     real = Path(os.path.realpath(home))
     try:
-        for folder in {*home.parents, *real.parents}:
-            if _is_open(folder):
-                raise NotPermittedError(
-                    f"anybody can put another folder in the place of {home}, as {folder} is open "
-                    "to all; set ASSISTANT_HOME"
-                )
+        for folder in filter(_is_open, {*home.parents, *real.parents}):
+            raise NotPermittedError(
+                f"anybody can put another folder in the place of {home}, as {folder} is open "
+                "to all; set ASSISTANT_HOME"
+            )
+        if not stat.S_ISDIR(home.stat().st_mode):
+            raise NotADirectoryError
         # A link may be root's; what it leads to is the user's own.
         for owner in ({home.lstat().st_uid} - {0}) | {home.stat().st_uid}:
             if owner != os.geteuid():
@@ -130,8 +136,10 @@ def _require_safe(home: Path) -> None:
         for path in (real, real / "config.toml"):
             if path.stat().st_mode & 0o022:
                 raise NotPermittedError(f"others can write to {path}; chmod go-w {path}")
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise ConfigurationError(f"{home} is not a folder; {_ELSEWHERE}") from None
     except OSError as error:
         raise NotPermittedError(f"cannot use {home}: {error.strerror}; {_ELSEWHERE}") from None
 
@@ -142,7 +150,7 @@ def _is_open(folder: Path) -> bool:
         mode = folder.stat().st_mode
     except FileNotFoundError:
         return False
-    return bool(mode & stat.S_IWOTH and not mode & stat.S_ISVTX)
+    return stat.S_ISDIR(mode) and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def _name(user: int) -> str:

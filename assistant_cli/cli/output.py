@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -179,8 +179,21 @@ def tell(text: str, level: str = "INFO") -> None:
         from .logs import json_line
 
         line = json_line(datetime.now(UTC), level, text)
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    write_to_stderr(f"{line}\n")
+
+
+def write_to_stderr(text: str) -> None:
+    """Write to stderr; one that is full, or that nobody reads, changes no exit code."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """What is still buffered for a stream that takes no more must not fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def iso(moment: datetime | None) -> str | None:

@@ -77,7 +77,7 @@ def read_message(text: str | None) -> str:
     """
     from .kv import read_stdin
 
-    if text is None and sys.stdin.isatty():
+    if text is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("TEXT is missing; give it, or - for stdin")
     return read_stdin().removesuffix("\n")
 
