@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ..redaction import without_secrets
 from . import ModelError, Prompt
 
 _MAX_REPLY_BYTES = 1_000_000
@@ -28,7 +29,8 @@ class CommandModel:
     talks = False
 
     def __init__(self, name: str, database_url: str | None = None) -> None:
-        self.name = name
+        # The log and the turns name it; a shell may have put a key into it.
+        self.name = without_secrets(name)
         self._command = name.removeprefix("command:")
         self._database_url = database_url
 
