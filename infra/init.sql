@@ -618,6 +618,10 @@ SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     most integer := CASE WHEN NEW.source = 'schedule' THEN 10000 ELSE 1000 END;
 BEGIN
+    IF octet_length(NEW.content) > 256000 THEN
+        RAISE EXCEPTION 'a message has at most 256,000 bytes; this has %',
+            octet_length(NEW.content) USING ERRCODE = 'program_limit_exceeded';
+    END IF;
     PERFORM 1 FROM assistant.messages
     WHERE conversation = NEW.conversation AND state = 'waiting' OFFSET most - 1 LIMIT 1;
     -- One that is known already under its id is no further one.

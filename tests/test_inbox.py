@@ -148,6 +148,17 @@ async def test_plain_sql_cannot_make_more_wait_either(database: Database) -> Non
     assert await states(database) == []
 
 
+async def test_plain_sql_cannot_make_a_message_larger_either(database: Database) -> None:
+    insert = (
+        "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+        "VALUES (gen_random_uuid(), 'main', 'user', repeat('\u00fc', %s), 'psql', 'waiting')"
+    )
+    await rows(database, insert, 128_000)
+    with pytest.raises(BadDataError, match="at most 256,000 bytes; this has 256002"):
+        await rows(database, insert, 128_001)
+    assert len(await states(database)) == 1
+
+
 async def test_turns_that_fail_give_back_to_a_queue_that_is_full(
     database: Database, lease: Lease
 ) -> None:
