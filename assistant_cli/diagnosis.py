@@ -17,7 +17,7 @@ from .errors import (
 from .models import get_model
 from .settings import Settings, parse_daily_tokens
 from .store import health
-from .store.database import Database, redact_dsn
+from .store.database import Database, parse_dsn, redact_dsn
 from .store.migrations import LATEST_VERSION, check_version
 from .store.opening import configured_dsn
 
@@ -79,7 +79,8 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     yield _parsed("heartbeat tokens", settings.heartbeat_tokens, parse_daily_tokens)
     yield _parsed("turn timeout", settings.turn_timeout, parse_duration)
     facts = await describe_database(settings)
-    yield Finding("database", f"{facts.source}: {facts.url}" if facts.url else facts.source)
+    named = f"{facts.source}: {facts.url}" if facts.url else facts.source
+    yield Finding("database", named, _open_password(settings) if facts.url else None)
     if facts.server is None and settings.embedded and _is_down(facts.problem):
         yield Finding("server", "not running; the next command that needs it starts it")
         return
@@ -116,7 +117,9 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         writes = await health.may_write(database)
         refused = None
         if not writes:
-            refused = NotPermittedError("this user may not write here; use another, or GRANT it")
+            refused = NotPermittedError(
+                "this user may not write here; GRANT assistant_runtime to it (infra/roles.sql)"
+            )
         yield Finding("writing", "permitted" if writes else "not permitted", refused)
         if await health.behind_pooler(database):
             yield Finding("pooler", "in front of the server: nothing is prepared, watching polls")
@@ -131,6 +134,16 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("database", "failed", error)
     finally:
         await database.close()
+
+
+def _open_password(settings: Settings) -> ConfigurationError | None:
+    """Whether others can read the database's password where it was configured."""
+    file = settings.home / "config.toml"
+    if settings.database_source != file.name or not file.stat().st_mode & 0o044:
+        return None
+    if "password" not in parse_dsn(settings.database_url or ""):
+        return None
+    return ConfigurationError(f"others may read the password in {file}; chmod go-r {file}")
 
 
 def _model(check: str, settings: Settings, name: str) -> Finding:

@@ -138,7 +138,7 @@ class EmbeddedPostgres:
             postmaster = find_postmaster(self.data_folder)
             if postmaster is None:
                 return False
-            self._stop_mark.touch()
+            self._stop_mark.touch(mode=0o600)
             await shut_down(postmaster)
         return True
 

@@ -82,6 +82,12 @@ class OutputError(AssistantError):
     exit_code = 74
 
 
+class QueueFullError(AssistantError):
+    """As many messages wait already as may; later there is room again."""
+
+    exit_code = 75
+
+
 class NotPermittedError(AssistantError):
     """The database or the operating system refuses."""
 

@@ -6,17 +6,22 @@ import os
 import re
 from urllib.parse import quote
 
-_NAME_OF_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+_NAME_OF_SECRET = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD)S?$|(^|_)(KEY|TOKEN|SECRET|PASS\w*|CREDENTIALS?)(_|$)",
+    re.IGNORECASE,
+)
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+(?=@)")
+_PASSWORD_IN_DSN = re.compile(r"\b(password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s'&]+)", re.IGNORECASE)
 _SHORTEST = 6
 """Shorter ones are words of any text."""
 
 
 def without_secrets(text: str, password: str | None = None) -> str:
-    """A text without the keys in this process's environment, passwords in URLs, or a password."""
+    """A text without the keys in this process's environment, passwords in DSNs, or a password."""
     named = {value for name, value in os.environ.items() if _NAME_OF_SECRET.search(name)}
     secrets = {password or "", *named}
     text = _PASSWORD_IN_URL.sub(r"\1:[secret]", text)
+    text = _PASSWORD_IN_DSN.sub(r"\1[secret]", text)
     # The longest first: one may be the beginning of another.
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:

@@ -7,13 +7,15 @@ A command-line option beats an environment variable, which beats the config file
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, NotPermittedError
 
 _KEYS = {
     "database_url",
@@ -24,6 +26,8 @@ _KEYS = {
     "heartbeat_tokens",
     "turn_timeout",
 }
+
+_ELSEWHERE = "set ASSISTANT_HOME to a folder of your own"
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,24 @@ class Settings:
 
 
 def load_settings(
-    database_url: str | None = None, environ: Mapping[str, str] = os.environ
+    database_url: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    option: str = "--database-url",
 ) -> Settings:
     """Gather the settings from the option given, the environment and the config file.
 
+    Args:
+        option: what `database_url` was given as, for messages.
+
     Raises:
         ConfigurationError: the config file cannot be read or holds an unknown or non-text key.
+        NotPermittedError: others may change the home folder, or it is another user's.
     """
     home = _home(environ)
+    _require_safe(home)
     file, models = _read_config(home / "config.toml")
-    url, source = _database(database_url, environ, file)
+    url, source = _database((database_url, option), environ, file)
     model = environ.get("ASSISTANT_MODEL")
 
     def text(key: str, default: str) -> str:
@@ -95,17 +107,64 @@ def load_settings(
 
 def _home(environ: Mapping[str, str]) -> Path:
     if given := environ.get("ASSISTANT_HOME"):
-        return Path(given).expanduser().absolute()
+        try:
+            return Path(given).expanduser().absolute()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"ASSISTANT_HOME is {given}, and there is no such user"
+            ) from None
     from platformdirs import user_data_path
 
     return user_data_path("assistant")
 
 
+def _require_safe(home: Path) -> None:
+    """Refuse a home that others may change: it says what is run, and what is taken for ours."""
+    real = Path(os.path.realpath(home))
+    try:
+        for folder in filter(_is_open, {*home.parents, *real.parents}):
+            raise NotPermittedError(
+                f"anybody can put another folder in the place of {home}, as {folder} is open "
+                "to all; set ASSISTANT_HOME"
+            )
+        if not stat.S_ISDIR(home.stat().st_mode):
+            raise NotADirectoryError
+        # A link may be root's; what it leads to is the user's own.
+        for owner in ({home.lstat().st_uid} - {0}) | {home.stat().st_uid}:
+            if owner != os.geteuid():
+                raise NotPermittedError(f"{home} belongs to {_name(owner)}; {_ELSEWHERE}")
+        for path in (real, real / "config.toml"):
+            if path.stat().st_mode & 0o022:
+                raise NotPermittedError(f"others can write to {path}; chmod go-w {path}")
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ConfigurationError(f"{home} is not a folder; {_ELSEWHERE}") from None
+    except OSError as error:
+        raise NotPermittedError(f"cannot use {home}: {error.strerror}; {_ELSEWHERE}") from None
+
+
+def _is_open(folder: Path) -> bool:
+    """Whether anybody may rename what others have made in it."""
+    try:
+        mode = folder.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(mode) and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user id {user}"
+
+
 def _database(
-    option: str | None, environ: Mapping[str, str], file: Mapping[str, str]
+    option: tuple[str | None, str], environ: Mapping[str, str], file: Mapping[str, str]
 ) -> tuple[str | None, str]:
     candidates = (
-        (option, "--database-url"),
+        option,
         (environ.get("ASSISTANT_DATABASE_URL"), "ASSISTANT_DATABASE_URL"),
         (environ.get("DATABASE_URL"), "DATABASE_URL"),
         (file.get("database_url"), "config.toml"),

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Literal
 
-from .durations import parse_duration, parse_interval
+from .durations import parse_duration
 
 Kind = Literal["at", "every", "cron"]
 
 _FURTHEST = timedelta(days=3660)
+_SHORTEST_INTERVAL = timedelta(minutes=1)
 _MOST_COUNTED = 5_000
 _MOST_WORDS = 4
 _AT_FORMS = (
@@ -118,11 +119,11 @@ def plan_every(text: str, now: datetime) -> Timing:
     """Every so often, for the first time after that time from now.
 
     Raises:
-        ValueError: it is not a duration of at least a second.
+        ValueError: it is not a duration of at least a minute, as often as a cron line can say.
     """
-    interval = parse_interval(text)
-    if interval is None:
-        raise ValueError(f"{text!r} is not a duration; write it like 90s, 30m or 2h")
+    interval = parse_duration(text)
+    if interval < _SHORTEST_INTERVAL:
+        raise ValueError(f"{text!r} is too often; one minute is the least")
     return Timing("every", text, None, now + interval)
 
 

@@ -11,6 +11,7 @@ from .child_process import CommandNotExecutableError, CommandNotFoundError, run_
 from .durations import format_duration
 from .errors import AssistantError, LeaseLostError
 from .patience import patiently
+from .redaction import without_secrets
 from .store import leases
 from .store.board import StatusBoard, check_agent, shorten_detail
 from .store.database import Database
@@ -38,7 +39,8 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     started = asyncio.get_running_loop().time()
     code: int | None = None
     try:
-        running = shorten_detail(detail if detail is not None else " ".join(command))
+        shown = detail if detail is not None else without_secrets(" ".join(command))
+        running = shorten_detail(shown)
         # Idle first: what a holder that was killed said of itself has not lasted until now.
         await board.update(agent, {"status": "idle", "detail": None})
         await board.update(agent, {"status": "running", "detail": running})

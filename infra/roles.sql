@@ -1,6 +1,8 @@
 -- Roles for a database that several people and programs share; its owner, who migrates, runs this
 -- after `assistant db migrate`: psql -v ON_ERROR_STOP=1 -f infra/roles.sql. It can run again.
 -- Then: GRANT assistant_runtime TO somebody.
+-- A watch, as `status --watch`, keeps a connection. What one user may keep is limited by
+-- ALTER ROLE somebody CONNECTION LIMIT 20; a `run` takes a dozen at most.
 --
 --   assistant_reader   status, history, turns, kv get and watch: what only looks
 --   assistant_runtime  run, send, kv set, schedule, report: rows, but no tables

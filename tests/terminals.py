@@ -17,13 +17,23 @@ _SEQUENCES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A command whose stdout is a terminal; what it sends is collected as it comes."""
+    """A command whose stdout is a terminal; what it sends is collected as it comes.
 
-    def __init__(self, command_line: CommandLine, *arguments: str, columns: int = 400) -> None:
+    `more`: its other streams that are this terminal, of `stdin` and `stderr`.
+    """
+
+    def __init__(
+        self,
+        command_line: CommandLine,
+        *arguments: str,
+        columns: int = 400,
+        more: tuple[str, ...] = (),
+    ) -> None:
         self._master, slave = pty.openpty()
         tty.setraw(slave)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        self.process = command_line.start(*arguments, stdout=slave)
+        streams = dict.fromkeys(("stdout", *more), slave)
+        self.process = command_line.start(*arguments, **streams)
         os.close(slave)
         self.errors = ""
         self._received = bytearray()
@@ -40,6 +50,10 @@ class Terminal:
         """All that was sent so far, without colors and movements of the cursor."""
         return _SEQUENCES.sub("", self.text)
 
+    def type(self, text: str) -> None:
+        """Send keys to a command whose stdin it is."""
+        os.write(self._master, text.encode())
+
     def wait_for(self, text: str) -> None:
         """Wait until a text was sent, and forget all up to its end."""
         eventually(lambda: text in self.plain, repr(text))
@@ -47,7 +61,8 @@ class Terminal:
 
     def finish(self) -> int:
         """Wait for the end of the command; returns its exit code."""
-        _, self.errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=60)
+        self.errors = errors or ""
         self._reader.join(timeout=60)
         os.close(self._master)
         return self.process.returncode

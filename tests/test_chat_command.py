@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from .conftest import CommandLine, eventually
@@ -114,6 +115,29 @@ def test_ctrl_c_cancels_the_turn_and_not_the_chat(
     screen.prompts()
     failed = assistant("turns", "ls", "--failed").out
     assert "cancelled on request" in failed
+    screen.leave()
+
+
+@needs_tmux
+def test_what_is_refused_does_not_end_the_chat(
+    assistant: CommandLine, opened: Opened, dsn: str, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    assistant.start_run("--model", hold.model)
+    assistant("send", "first")
+    eventually(lambda: hold.asked == ["first"], "the question")
+    with psycopg.connect(dsn, autocommit=True) as sql:
+        sql.execute(
+            "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+            "SELECT gen_random_uuid(), 'main', 'user', 'x', 'psql', 'waiting' "
+            "FROM generate_series(1, 1000)"
+        )
+        screen = opened(assistant)
+        screen.prompts()
+        screen.type("one too many", "Enter")
+        screen.shows("1000 messages wait in this conversation, as many as may; nothing was kept")
+        screen.prompts()
     screen.leave()
 
 

@@ -86,12 +86,36 @@ def test_every_command_has_help(bare: CommandLine, path: tuple[str, ...]) -> Non
     assert not Path(bare.environment["ASSISTANT_HOME"]).exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["turns", "show", "abc"], "Invalid value for 'ID': 'abc' is not a whole number"),
+        (["turns", "show", "1.5"], "'1.5' is not a whole number"),
+        (["turns", "show", "0"], "Invalid value for 'ID': 1 is the least"),
+        (["turns", "show", "-5"], "1 is the least"),
+        (["turns", "show", "9" * 20], "9223372036854775807 is the most"),
+        (["turns", "show", "9" * 5000], "is not a whole number"),
+        (["history", "-n", "\u0663"], "Invalid value for '-n': '\u0663' is not a whole number"),
+        (["history", "-n", "1000001"], "1000000 is the most"),
+        (["status", "--history", "-n", "9" * 20], "9223372036854775807 is the most"),
+        (["kv", "ls", "--limit", "x"], "Invalid value for '--limit': 'x' is not a whole number"),
+        (["kv", "set", "k", "1", "--if-revision", "-1"], "'--if-revision': 0 is the least"),
+    ],
+)
+def test_what_is_no_number_is_told_plainly(
+    bare: CommandLine, arguments: list[str], told: str
+) -> None:
+    done = bare(*arguments)
+    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert told in done.err
+
+
 def test_the_help_of_all_tells_codes_variables_and_examples(bare: CommandLine) -> None:
     text = bare("-h").out
     assert {path[0] for path in PATHS if path} == set(re.findall(r"^  (\w+)  ", text, re.M))
     _, _, table = text.partition("Exit codes:")
     codes = {int(code) for code in re.findall(r"\b\d+\b", table.partition("Environment:")[0])}
-    assert codes == {0, 2, 3, 4, 5, 6, 8, 65, 66, 69, 74, 77, 78, 124, 130, 141, 143}
+    assert codes == {0, 2, 3, 4, 5, 6, 8, 65, 66, 69, 74, 75, 77, 78, 124, 130, 141, 143}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     leaves = set(kinds) - {errors.AssistantError}
     assert {vars(kind)["exit_code"] for kind in leaves if "exit_code" in vars(kind)} <= codes

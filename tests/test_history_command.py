@@ -224,7 +224,7 @@ def test_each_of_thousands_is_shown_once_and_old_ones_do_not_come_back(
 ) -> None:
     many = (
         "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
-        "SELECT gen_random_uuid(), 'main', 'user', n::text, 'psql', 'waiting' "
+        "SELECT gen_random_uuid(), 'main', 'user', n::text, 'psql', 'said' "
         "FROM generate_series(%s::int, %s::int) AS n"
     )
     sql.execute(many, (1, 3000))

@@ -20,6 +20,7 @@ from assistant_cli.errors import (
     DatabaseUnreachableError,
     LeaseLostError,
     NotFoundError,
+    QueueFullError,
     TurnClosedError,
 )
 from assistant_cli.messages import AddSchedule, Remember, Reply, Turn, Usage
@@ -118,6 +119,69 @@ async def test_bad_names_are_refused(database: Database, name: str) -> None:
         await put(database, "hello", name)
     with pytest.raises(BadDataError, match=r"message id|NUL|UTF-8"):
         await put(database, "hello", external_id=name)
+
+
+async def fill_queue(database: Database, count: int = 1_000) -> None:
+    await rows(
+        database,
+        "INSERT INTO assistant.messages "
+        "(id, conversation, role, content, source, external_id, state) "
+        "SELECT gen_random_uuid(), 'main', 'user', n::text, 'cli', n::text, 'waiting' "
+        "FROM generate_series(1, %s) AS n",
+        count,
+    )
+
+
+async def test_no_more_wait_in_a_conversation_than_may(database: Database, lease: Lease) -> None:
+    await fill_queue(database)
+    with pytest.raises(QueueFullError, match=r"1000 messages wait .*; nothing was kept, try again"):
+        await put(database, "hello")
+    assert len(await states(database)) == 1_000
+    await put(database, "hello", "work")
+    assert len(texts(await claim(database, lease))) == 100
+    await put(database, "hello")
+
+
+async def test_one_that_waits_already_is_known_under_its_id_where_no_more_may(
+    database: Database,
+) -> None:
+    await fill_queue(database)
+    known = await rows(database, "SELECT id FROM assistant.messages WHERE external_id = '7'")
+    assert [await put(database, "7", external_id="7")] == known
+    with pytest.raises(ConflictError):
+        await put(database, "8", external_id="7")
+    with pytest.raises(QueueFullError):
+        await put(database, "7", external_id="7", source="discord")
+
+
+async def test_plain_sql_cannot_make_more_wait_either(database: Database) -> None:
+    with pytest.raises(QueueFullError):
+        await fill_queue(database, 1_001)
+    assert await states(database) == []
+
+
+async def test_plain_sql_cannot_make_a_message_larger_either(database: Database) -> None:
+    insert = (
+        "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+        "VALUES (gen_random_uuid(), 'main', 'user', repeat('\u00fc', %s), 'psql', 'waiting')"
+    )
+    await rows(database, insert, 128_000)
+    with pytest.raises(BadDataError, match="at most 256,000 bytes; this has 256002"):
+        await rows(database, insert, 128_001)
+    assert len(await states(database)) == 1
+
+
+async def test_turns_that_fail_give_back_to_a_queue_that_is_full(
+    database: Database, lease: Lease
+) -> None:
+    await fill_queue(database)
+    turn = await claim(database, lease)
+    for number in range(100):
+        await put(database, f"more {number}")
+    await fail(database, lease, turn)
+    assert {state for _, state, _ in await states(database)} == {"waiting"}
+    with pytest.raises(QueueFullError):
+        await put(database, "hello")
 
 
 async def test_the_largest_message_is_kept_as_it_is(database: Database, lease: Lease) -> None:

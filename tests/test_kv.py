@@ -271,6 +271,21 @@ async def test_a_key_deleted_under_a_write_comes_back_with_a_larger_revision(
     assert await writing > row[0]
 
 
+async def test_keys_are_deleted_in_the_order_in_which_others_lock_them(
+    kv: KeyValues, plain: AsyncConnection, dsn: str
+) -> None:
+    for key in ("b", "a", "B"):
+        await kv.set(key, 1)
+    async with plain.transaction():
+        await plain.execute("UPDATE kv SET value = '2' WHERE key = 'B'")
+        deleting = asyncio.create_task(kv.delete("b", "a", "B"))
+        await until_locked(dsn, 1)
+        for key in ("a", "b"):
+            await plain.execute("UPDATE kv SET value = '2' WHERE key = %s", (key,))
+    await deleting
+    assert await kv.list_keys() == []
+
+
 async def test_a_write_at_a_revision_loses_once_it_moved(kv: KeyValues) -> None:
     first = await kv.set("k", 1)
     second = await kv.set("k", 2, if_revision=first)

@@ -130,6 +130,22 @@ async def test_a_process_that_left_the_group_is_not_waited_for(tmp_path: Path) -
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
+@pytest.mark.parametrize(("code", "stream"), [(0, ""), (0, ">&2"), (3, "")])
+async def test_what_a_command_leaves_running_holds_up_no_reply(
+    tmp_path: Path, code: int, stream: str
+) -> None:
+    command = f"cat; sleep 1000 {stream} & echo $! > {tmp_path}/pid; echo why >&2; exit {code}"
+    try:
+        answer = asyncio.wait_for(reply(command, "x" * 500_000), 20)
+        if code:
+            with pytest.raises(ModelError, match="exited with 3: why"):
+                await answer
+        else:
+            assert await answer == "x" * 500_000
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
 async def test_the_offline_model_says_that_it_is_none() -> None:
     model = get_model("offline")
     assert "No language model is configured" in await model.reply(prompt())

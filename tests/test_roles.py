@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from .conftest import CommandLine, eventually
+from .conftest import CommandLine, Finished, eventually
 from .password_server import PasswordServer
+from .terminals import Terminal
+from .test_help_and_completion import PATHS
 
+# What each command needs, and how it ends for whoever has that; a command may be there twice.
 READS = [
     (["status"], 0),
     (["status", "--json"], 0),
@@ -28,21 +31,38 @@ READS = [
     (["schedule", "show", "1"], 0),
     (["heartbeat", "last"], 3),
     (["memory", "show"], 0),
+    (["memory", "search", "tea"], 0),
     (["db", "status"], 0),
+    (["db", "migrate"], 0),
 ]
 WRITES = [
-    ["send", "hello"],
-    ["kv", "set", "greeting", "1"],
-    ["kv", "rm", "greeting"],
-    ["kv", "incr", "count"],
-    ["kv", "import"],
-    ["report", "backup", "idle"],
-    ["track", "backup", "--", "true"],
-    ["schedule", "add", "--every", "1h", "tea"],
-    ["schedule", "cancel", "1"],
-    ["heartbeat", "pause"],
-    ["turns", "retry", "1"],
-    ["run", "--until-idle"],
+    (["send", "hello"], 0),
+    (["kv", "set", "greeting", "1"], 0),
+    (["kv", "rm", "greeting"], 0),
+    (["kv", "incr", "count"], 0),
+    (["kv", "import"], 0),
+    (["report", "backup", "idle"], 0),
+    (["track", "backup", "--", "true"], 0),
+    (["schedule", "add", "--every", "1h", "tea"], 0),
+    (["schedule", "edit", "1", "coffee"], 0),
+    (["schedule", "run", "1"], 0),
+    (["schedule", "cancel", "1"], 0),
+    (["heartbeat", "pause"], 0),
+    (["heartbeat", "resume"], 0),
+    (["heartbeat", "now"], 0),
+    (["memory", "edit", "user"], 0),
+    (["turns", "cancel", "2"], 0),
+    (["turns", "retry", "1"], 0),
+    (["run", "--until-idle"], 0),
+]
+# These need no role: they ask nothing of the database, or only whether it answers.
+ROLELESS = [["db", "url"], ["db", "shell"]]
+# These are for the embedded database, whose only user is its owner.
+EMBEDDED = [["db", "start"], ["db", "stop"]]
+# These have tests of their own.
+APART = [["chat"], ["doctor"]]
+LEAVES = [
+    path for path in PATHS if not any(len(p) > len(path) and p[: len(path)] == path for p in PATHS)
 ]
 
 
@@ -56,8 +76,14 @@ def server(password_server: PasswordServer) -> PasswordServer:
         connection.execute("INSERT INTO kv (key, value) VALUES ('greeting', '{\"hello\": 1}')")
         connection.execute("INSERT INTO kv (key, value) VALUES ('memory/user', '\"likes tea\"')")
         connection.execute(
-            "INSERT INTO assistant.turns (agent, trigger, token, model, outcome) "
-            "VALUES ('conversation', 'message', 1, 'm', 'failed')"
+            "INSERT INTO assistant.turns (agent, trigger, token, model, outcome) VALUES "
+            "('conversation', 'message', 1, 'm', 'failed'), "
+            "('conversation', 'message', 1, 'm', 'running')"
+        )
+        connection.execute(
+            "INSERT INTO assistant.messages "
+            "(id, conversation, role, content, source, state, turn_id) VALUES "
+            "(gen_random_uuid(), 'main', 'user', 'hello', 'cli', 'failed', 1)"
         )
         connection.execute(
             "INSERT INTO assistant.schedules (conversation, content, due_at) "
@@ -71,12 +97,30 @@ def as_user(
     server: PasswordServer, environment: dict[str, str]
 ) -> Iterator[dict[str, CommandLine]]:
     users = {
-        user: CommandLine({**environment, "ASSISTANT_DATABASE_URL": server.url(user)})
+        user: CommandLine(
+            {
+                **environment,
+                "EDITOR": "sh -c 'echo more >> $0'",
+                "ASSISTANT_DATABASE_URL": server.url(user),
+            }
+        )
         for user in ("runtime", "viewer", "stranger")
     }
     yield users
     for command_line in users.values():
         command_line.end_all()
+
+
+def test_every_command_is_known_here_with_what_it_needs() -> None:
+    known = [words for words, _ in [*READS, *WRITES]] + ROLELESS + EMBEDDED + APART
+    for path in LEAVES:
+        assert any(tuple(words[: len(path)]) == path for words in known), path
+
+
+def refuses(done: Finished, role: str) -> None:
+    assert (done.code, len(done.err.splitlines())) == (77, 1), done
+    assert role in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(("command", "code"), READS, ids=str)
@@ -87,24 +131,90 @@ def test_a_reader_may_look_at_everything(
     assert done.code == code, done.err
 
 
-@pytest.mark.parametrize("command", WRITES, ids=lambda command: " ".join(command[:2]))
+@pytest.mark.parametrize(("command", "code"), WRITES, ids=str)
 def test_a_reader_may_change_nothing_and_is_told_the_role(
-    as_user: dict[str, CommandLine], server: PasswordServer, command: list[str]
+    as_user: dict[str, CommandLine], server: PasswordServer, command: list[str], code: int
 ) -> None:
+    if command == ["heartbeat", "now"]:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at) "
+                "VALUES ('heartbeat', 1, 'h', 1, 'p', now() + interval '1 h')"
+            )
     before = contents(server)
     done = as_user["viewer"](*command, stdin='{"key": "k", "value": 1}\n')
-    assert (done.code, done.out, len(done.err.splitlines())) == (77, "", 1), done.err
-    assert "assistant_runtime" in done.err
+    assert done.out == ""
+    refuses(done, "assistant_runtime")
     assert contents(server) == before
 
 
-def test_a_runtime_runs_the_agents_and_everything_beside(
-    as_user: dict[str, CommandLine], server: PasswordServer
+@pytest.mark.parametrize(("command", "code"), [*READS, *WRITES], ids=str)
+def test_a_runtime_may_do_everything(
+    as_user: dict[str, CommandLine], server: PasswordServer, command: list[str], code: int
 ) -> None:
     runtime = as_user["runtime"]
-    for command in [*(c for c, _ in READS if c[0] not in {"wait", "heartbeat"}), *WRITES]:
-        done = runtime(*command, stdin='{"key": "greeting", "value": 1}\n')
-        assert done.code in {0, 5}, (command, done.err)
+    if command == ["heartbeat", "now"]:
+        runtime.start_run()
+    done = runtime(*command, stdin='{"key": "greeting", "value": 1}\n')
+    assert done.code == code, done.err
+
+
+@pytest.mark.parametrize(("command", "code"), [*READS, *WRITES], ids=str)
+def test_a_stranger_may_do_nothing_and_is_told_the_roles(
+    as_user: dict[str, CommandLine], server: PasswordServer, command: list[str], code: int
+) -> None:
+    before = contents(server)
+    done = as_user["stranger"](*command, stdin='{"key": "k", "value": 1}\n')
+    refuses(done, "assistant_runtime" if (command, code) in WRITES else "assistant_reader")
+    assert contents(server) == before
+    assert "greeting" not in done.out
+
+
+@pytest.mark.parametrize("user", ["stranger", "viewer", "runtime"])
+def test_what_asks_nothing_of_the_database_needs_no_role(
+    as_user: dict[str, CommandLine], user: str
+) -> None:
+    for command in ROLELESS:
+        assert as_user[user](*command, stdin="").code == 0
+    for command in EMBEDDED:
+        done = as_user[user](*command)
+        assert (done.code, done.out) == (78, "")
+
+
+@pytest.mark.parametrize(("user", "code"), [("stranger", 77), ("viewer", 77), ("runtime", 0)])
+def test_doctor_tells_what_role_is_missing(
+    as_user: dict[str, CommandLine], user: str, code: int
+) -> None:
+    done = as_user[user]("doctor")
+    assert done.code == code
+    problems = [line for line in done.out.splitlines() if line.startswith("problem")]
+    assert len(problems) == (code != 0)
+    assert all("assistant_runtime" in line for line in problems)
+
+
+@pytest.mark.parametrize(("user", "code"), [("stranger", 77), ("viewer", 77), ("runtime", 0)])
+def test_a_chat_needs_the_runtime(
+    as_user: dict[str, CommandLine], server: PasswordServer, user: str, code: int
+) -> None:
+    as_user[user].environment["TERM"] = "xterm-256color"
+    before = contents(server)
+    terminal = Terminal(as_user[user], "chat", more=("stdin",))
+    ended = terminal.process.poll
+    eventually(lambda: ended() is not None or "\x1b[6n" in terminal.text, "the prompt")
+    if ended() is None:
+        terminal.type("\x1b[1;1R/help\r")
+        eventually(lambda: ended() is not None or "/remind" in terminal.text, "an answer")
+    if ended() is None:
+        terminal.type("\x04")
+    assert terminal.finish() == code, terminal.text
+    if code:
+        assert "assistant_runtime" in terminal.errors
+        assert "Traceback" not in terminal.errors
+        assert contents(server) == before
+
+
+def test_a_runtime_runs_the_agents(as_user: dict[str, CommandLine], server: PasswordServer) -> None:
+    runtime = as_user["runtime"]
     process = runtime.start_run("--model", "command:tr a-z A-Z", "--heartbeat", "1s")
     assert runtime("send", "--wait", "hello").out == "HELLO\n"
     eventually(lambda: runtime("heartbeat", "last").code == 0, "a heartbeat")
@@ -127,13 +237,6 @@ def test_only_the_owner_migrates(as_user: dict[str, CommandLine], server: Passwo
             )
 
 
-def test_a_stranger_may_not_even_look(as_user: dict[str, CommandLine]) -> None:
-    for command in (["status"], ["kv", "get", "greeting"], ["send", "hello"]):
-        done = as_user["stranger"](*command)
-        assert (done.code, done.out) == (77, "")
-        assert "assistant_reader" in done.err
-
-
 def test_nobody_writes_as_another_sender(server: PasswordServer) -> None:
     with psycopg.connect(server.url("runtime"), autocommit=True) as connection:
         connection.execute(
@@ -142,8 +245,34 @@ def test_nobody_writes_as_another_sender(server: PasswordServer) -> None:
             "(gen_random_uuid(), 'main', 'user', 'give me the keys', 'owner', 'cli', 'said')"
         )
         connection.execute("UPDATE assistant.messages SET sender = 'owner'")
-        senders = connection.execute("SELECT sender FROM assistant.messages").fetchall()
+        said = "SELECT sender FROM assistant.messages WHERE content = 'give me the keys'"
+        senders = connection.execute(said).fetchall()
     assert senders == [("runtime",)]
+
+
+DEFINERS = """
+SELECT oid::regprocedure::text FROM pg_proc
+WHERE pronamespace = 'assistant'::regnamespace AND prorettype = 'trigger'::regtype
+"""
+
+
+def test_a_reader_writes_no_history_through_a_table_of_their_own(server: PasswordServer) -> None:
+    with psycopg.connect(server.url("viewer"), autocommit=True) as connection:
+        functions = [name for (name,) in connection.execute(DEFINERS).fetchall()]
+        assert "assistant.record_board()" in functions
+        connection.execute("CREATE TEMPORARY TABLE forged (key text, value jsonb)")
+        for function in functions:
+            trigger = "CREATE TRIGGER forge AFTER INSERT ON forged FOR EACH ROW EXECUTE FUNCTION "
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(f"{trigger}{function}".encode())
+
+
+def test_a_stranger_who_holds_the_lock_of_migrations_holds_up_nobody(
+    as_user: dict[str, CommandLine], server: PasswordServer
+) -> None:
+    with psycopg.connect(server.url("stranger")) as connection:
+        connection.execute("SELECT pg_advisory_lock(7238114905)")
+        assert as_user["runtime"]("run", "--until-idle").code == 0
 
 
 def contents(server: PasswordServer) -> list[object]:

@@ -108,7 +108,7 @@ def test_the_text_comes_from_stdin_too(assistant: CommandLine, arguments: list[s
         (["--at", "2020-01-01 9:00"], "'2020-01-01 9:00' is over already"),
         (["--every", "soon"], "'soon' is not a duration; write it like 90s, 30m or 2h"),
         (["--every", "off"], "'off' is not a duration; write it like 90s, 30m or 2h"),
-        (["--every", "10ms"], "one second is the least"),
+        (["--every", "59s"], "'59s' is too often; one minute is the least"),
         (["--every", "2h", "--tz", "UTC"], "--tz goes with --at and --cron"),
         (["--cron", "9 * *"], "'9 * *' is not a cron line; write minute, hour, "),
         (["--cron", "99 * * * *"], "'99 * * * *' is not a cron line: bad minute; write "),
@@ -267,7 +267,8 @@ def test_a_program_that_runs_fires_it_and_the_model_answers(
 def test_processes_that_are_killed_in_turn_fire_each_time_once(
     assistant: CommandLine, sql: psycopg.Connection[Any]
 ) -> None:
-    number = add(assistant, "--every", "1s", "--say", "tick")
+    number = add(assistant, "--every", "1m", "--say", "tick")
+    sql.execute("UPDATE assistant.schedules SET spec = '1s', due_at = now() + interval '1 s'")
     query = "SELECT due_at, outcome, missed FROM assistant.schedule_runs ORDER BY due_at"
     processes = [assistant.start_run("--heartbeat", "off", "--standby") for _ in range(2)]
     for kills in range(3):

@@ -192,7 +192,7 @@ async def test_the_prompt_shows_no_more_than_the_next_twenty(
         ({"when": "2020-01-01 9:00"}, "is over already"),
         ({"when": "yesterday"}, "'yesterday' is not a time; write it like 2h, 14:30"),
         ({"when": "every day"}, "'day' is not a duration"),
-        ({"when": "every 59s"}, "'every 59s' is too often; `every 1m` is the shortest"),
+        ({"when": "every 59s"}, "'59s' is too often; one minute is the least"),
         ({"when": "every 10ms"}, "too often"),
         ({"when": "2h", "text": " "}, "the message is empty"),
         ({"when": "2h", "text": "a\x00"}, "cannot keep the character NUL"),

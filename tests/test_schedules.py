@@ -239,6 +239,40 @@ async def test_a_firing_that_fails_is_tried_again_ever_later_and_holds_up_no_oth
     assert errors == [f"schedule {number}: the database says: kaput (SQLSTATE P0001)"]
 
 
+FILL_QUEUE = (
+    "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+    "SELECT gen_random_uuid(), 'main', 'user', 'x', %s, 'waiting' FROM generate_series(1, %s)"
+)
+
+
+async def test_whoever_fills_a_conversation_keeps_no_schedule_out(
+    database: Database, clock: DrivenClock
+) -> None:
+    await rows(database, FILL_QUEUE, "psql", 1_000)
+    await add_schedule(database, "taxes", plan_at("1h", BERLIN, SATURDAY))
+    async with hosting(database, clock=clock, agents=("heartbeat",)):
+        clock.move(hours=1)
+        await until_equal(database, ASKED, [("taxes", "waiting")])
+
+
+async def test_a_schedule_for_a_conversation_full_of_schedules_fires_once_there_is_room(
+    database: Database, clock: DrivenClock
+) -> None:
+    await rows(database, FILL_QUEUE, "schedule", 10_000)
+    timing = plan_at("1h", BERLIN, SATURDAY)
+    number = await add_schedule(database, "taxes", timing, catch_up="skip")
+    await add_schedule(database, "tea", timing, action="remind")
+    async with hosting(database, clock=clock, agents=("heartbeat",)):
+        clock.move(hours=1)
+        await until_equal(database, SAID, [("main", "Reminder: tea")])
+        await sleeping(clock, clock.now() + timedelta(seconds=5))
+        schedule, _ = await get_schedule(database, number)
+        assert "10000 messages wait in this conversation" in (schedule.error or "")
+        await rows(database, "DELETE FROM assistant.messages WHERE content = 'x'")
+        clock.move(seconds=5)
+        await until_equal(database, ASKED, [("taxes", "waiting")])
+
+
 async def test_a_stored_line_that_cannot_be_understood_is_a_failure_like_any_other(
     database: Database, clock: DrivenClock
 ) -> None:

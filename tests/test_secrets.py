@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import psutil
 import psycopg
 import pytest
+
+from assistant_cli import connect
+from assistant_cli.errors import AssistantError
+from assistant_cli.redaction import without_secrets
 
 from .command_lines import running_command_lines
 from .conftest import CommandLine, eventually
@@ -116,6 +121,51 @@ def test_a_model_that_repeats_all_it_knows_tells_no_secret(
             assert_silent(path.read_text("utf-8", "replace"), SAID)
 
 
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "bad dsn",
+        f"postgres//u:{WRONG_PASSWORD}@h/x",
+        f"postgresql://u:{WRONG_PASSWORD}@[::1/x",
+        f"postgresql://u:%zz{WRONG_PASSWORD}@h/x",
+        f"host=h password='{WRONG_PASSWORD}",
+        f"postgresql://u:p@{WRONG_PASSWORD}@127.0.0.1:1/x",
+        f"postgresql://u:{WRONG_PASSWORD}@127.0.0.1:1/x",
+        f"postgresql://u@127.0.0.1:{WRONG_PASSWORD}/x",
+        f"postgresql://u:12/{WRONG_PASSWORD}@h/x",
+        f"postgresql://u@127.0.0.1:1/x?connect_timeout={WRONG_PASSWORD}",
+        f"postgresql://u@127.0.0.1:1/x?{WRONG_PASSWORD}=1",
+        f"host='{'a' * 70}' password={WRONG_PASSWORD}",
+        f"postgresql://u:{WRONG_PASSWORD}@127.0.0.1:1/x?sslmode=require&sslrootcert=/missing",
+    ],
+)
+async def test_no_error_of_the_library_tells_what_is_in_a_dsn(dsn: str) -> None:
+    with pytest.raises(AssistantError) as caught:
+        async with connect(dsn):
+            pass
+    text = "".join(traceback.format_exception(caught.value))
+    words = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert_silent("\n".join(words))
+    assert "--database-url" not in str(caught.value)
+
+
+def test_doctor_tells_of_a_password_that_others_may_read(
+    assistant: CommandLine, password_server: PasswordServer
+) -> None:
+    url = assistant.environment.pop("ASSISTANT_DATABASE_URL")
+    home = Path(assistant.environment["ASSISTANT_HOME"])
+    home.mkdir(mode=0o700)
+    config = home / "config.toml"
+    config.write_text(f'database_url = "{url}"')
+    config.chmod(0o644)
+    done = assistant("doctor")
+    assert done.code == 78
+    assert f"others may read the password in {config}; chmod go-r {config}" in done.out
+    assert_silent(done.out + done.err)
+    config.chmod(0o600)
+    assert assistant("doctor").code == 0
+
+
 @pytest.mark.parametrize("fault", ["refused", "forbidden", "down", "malformed"])
 def test_no_command_that_fails_tells_a_secret(
     assistant: CommandLine, password_server: PasswordServer, fault: str
@@ -139,3 +189,55 @@ def test_no_command_that_fails_tells_a_secret(
             done = run(command)
             assert done.code in {65, 69, 77, 78}, done
             assert_silent(done.out + done.err, SAID, VALUE)
+
+
+def test_a_key_in_a_command_line_is_neither_logged_nor_put_on_the_board(
+    assistant: CommandLine, owner: psycopg.Connection[Any]
+) -> None:
+    model = f"command:cat > /dev/null; true --key {KEY} --url 'host=h password={PASSWORD}'; echo ok"
+    run = assistant.start("run", "--model", model)
+    assert assistant("send", "--wait", "hello").out == "ok\n"
+    assert assistant("track", "backup", "--", "sh", "-c", f": {TOKEN}").code == 0
+    run.terminate()
+    _, log = run.communicate(timeout=30)
+    assert "the model is command:cat > /dev/null; true --key [secret]" in log
+    assert_silent(log)
+    ((kept,),) = owner.execute(KEPT).fetchall()
+    assert "sh -c : [secret]" in kept
+    assert_silent(kept)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("OPENAI_API_KEY", "apikey", "TOKEN", "GITHUB_TOKEN_RO", "PGPASSWORD", "DB_PASS"),
+        *("SMTP_PASSWD", "SSH_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "CREDENTIALS", "KEY_2", "KEYS"),
+    ],
+)
+def test_the_value_of_a_variable_named_as_a_secret_is_one(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "opensesame")
+    assert without_secrets("say opensesame now") == "say [secret] now"
+
+
+@pytest.mark.parametrize("name", ["PWD", "KEYBOARD", "TOKENIZERS_PARALLELISM", "KEYRING", "PATH"])
+def test_the_value_of_any_other_variable_is_none(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "opensesame")
+    assert without_secrets("say opensesame now") == "say opensesame now"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://u:pa55word@h/d", "postgresql://u:[secret]@h/d"),
+        ("host=h password=pa55word dbname=d", "host=h password=[secret] dbname=d"),
+        ("password = 'pa55\\'word x' host=h", "password = [secret] host=h"),
+        ("postgresql://h/d?password=pa55word&sslmode=x", "postgresql://h/d?password=[secret]&"),
+    ],
+)
+def test_a_password_in_a_dsn_is_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text).startswith(shown)
+    assert "pa55" not in without_secrets(text)

@@ -18,7 +18,7 @@ import pytest
 from assistant_cli.messages import MAX_MESSAGE_BYTES
 from assistant_cli.store.database import Database
 
-from .conftest import CommandLine
+from .conftest import CommandLine, eventually
 from .hosting import Hold, hosting
 
 NOBODY_RUNS = "assistant: no conversation agent is running; the message is kept until one does"
@@ -106,6 +106,28 @@ def test_what_cannot_be_kept_is_refused_in_one_line(
     assert kept(sql) == []
 
 
+def test_where_as_many_wait_as_may_the_next_is_to_try_again_later(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    assert assistant("send", "first", "--id", "1").code == 0
+    many = (
+        "INSERT INTO assistant.messages (id, conversation, role, content, source, state) "
+        "SELECT gen_random_uuid(), 'main', 'user', 'x', 'psql', 'waiting' "
+        "FROM generate_series(1, 999)"
+    )
+    sql.execute(many)
+    for options in ([], ["--wait"], ["--id", "2"]):
+        done = assistant("send", "one too many", *options)
+        assert (done.code, done.out) == (75, "")
+        assert done.err == (
+            "assistant: 1000 messages wait in this conversation, as many as may; "
+            "nothing was kept, try again later\n"
+        )
+    assert len(kept(sql)) == 1_000
+    assert assistant("send", "first", "--id", "1").code == 0
+    assert assistant("send", "elsewhere", "--conversation", "work").code == 0
+
+
 def test_on_a_terminal_text_that_is_missing_is_asked_for(environment: dict[str, str]) -> None:
     master, slave = pty.openpty()
     try:
@@ -182,6 +204,35 @@ def test_a_deadline_that_passes_while_an_agent_answers_keeps_the_message(
     assert done.err == f"assistant: no reply within 2s; message {identity} is kept\n"
     hold.open()
     assert assistant("send", "--wait", "--id", "slow", "hello").out == "re: hello\n"
+
+
+def test_a_run_that_dies_while_a_reply_is_waited_for_is_told_and_the_next_one_answers(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    run = assistant.start_run("--model", hold.model)
+    waiting = assistant.start("send", "--wait", "hello")
+    eventually(lambda: hold.asked, "the question")
+    run.kill()
+    assert waiting.stderr is not None
+    assert "no conversation agent is running" in waiting.stderr.readline()
+    hold.open()
+    assistant.start_run("--model", hold.model)
+    assert waiting.communicate(timeout=30) == ("re: hello\n", "")
+
+
+def test_a_deadline_that_passes_tells_why_the_last_attempt_failed(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    assistant.start_run("--model", "command:echo why >&2; exit 3")
+    failed = "SELECT FROM assistant.messages WHERE error IS NOT NULL"
+    assert assistant("send", "hello", "--id", "1").code == 0
+    eventually(lambda: sql.execute(failed).rowcount, "an attempt that failed")
+    done = assistant("send", "--wait", "hello", "--id", "1", "--timeout", "1s")
+    assert (done.code, done.out, len(done.err.splitlines())) == (124, "", 1)
+    told = "is kept; its last attempt failed: the model's command exited with 3: why"
+    assert told in done.err
 
 
 def test_a_deadline_that_passes_while_the_message_is_sent_says_that_nothing_is_known(

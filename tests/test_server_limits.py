@@ -106,6 +106,61 @@ def take_all_connections(admin: Admin, dsn: str, taken: ExitStack) -> None:
         admin.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({theirs})".encode())
 
 
+def test_a_user_has_so_many_watches_and_no_more_and_others_go_on(
+    assistant: CommandLine, admin: Admin, password_server: PasswordServer
+) -> None:
+    run = start_run(assistant)
+    url = password_server.url("viewer")
+    viewer = CommandLine({**assistant.environment, "ASSISTANT_DATABASE_URL": url})
+    theirs = "SELECT FROM pg_stat_activity WHERE usename = 'viewer'"
+    admin.execute("ALTER ROLE viewer CONNECTION LIMIT 4")
+    try:
+        watches = [
+            viewer.start(*command)
+            for command in (
+                ["status", "--watch"],
+                ["kv", "watch", "k"],
+                ["history", "--follow"],
+                ["kv", "watch", "--prefix", ""],
+            )
+        ]
+        eventually(lambda: admin.execute(theirs).rowcount == 4, "four connections")
+        for command in (["status"], ["kv", "watch", "k"], ["doctor"]):
+            done = viewer(*command)
+            assert done.code == 69
+            told = done.out if command == ["doctor"] else done.err
+            assert 'too many connections for role "viewer": that is its CONNECTION LIMIT' in told
+            assert "end a watch" in told
+        assert len(refused(viewer, "status").splitlines()) == 1
+        check_at_work(assistant, run)
+        assert [watch.poll() for watch in watches] == [None] * 4
+        watches[0].terminate()
+        watches[0].wait(20)
+        eventually(lambda: viewer("status").code == 0, "room")
+    finally:
+        viewer.end_all()
+        admin.execute("ALTER ROLE viewer CONNECTION LIMIT -1")
+
+
+def test_who_may_not_connect_is_refused_and_not_merely_unreached(
+    assistant: CommandLine, admin: Admin
+) -> None:
+    admin.execute("ALTER ROLE runtime NOLOGIN")
+    try:
+        done = assistant("kv", "get", "k")
+        assert (done.code, len(done.err.splitlines())) == (77, 1)
+        assert "not permitted to log in" in done.err
+    finally:
+        admin.execute("ALTER ROLE runtime LOGIN")
+    admin.execute("REVOKE CONNECT ON DATABASE app FROM PUBLIC")
+    try:
+        done = assistant("kv", "get", "k")
+        assert (done.code, len(done.err.splitlines())) == (77, 1)
+        assert 'permission denied for database "app"' in done.err
+    finally:
+        admin.execute("GRANT CONNECT ON DATABASE app TO PUBLIC")
+
+
 def test_a_server_without_a_free_connection_is_waited_for(
     assistant: CommandLine, admin: Admin, password_server: PasswordServer
 ) -> None:

@@ -18,7 +18,7 @@ DEFAULTS = ("offline", None, "30m", "10m")
 
 
 def write_config(home: Path, text: str) -> Path:
-    home.mkdir(exist_ok=True)
+    home.mkdir(mode=0o700, exist_ok=True)
     path = home / "config.toml"
     path.write_text(text)
     return path

@@ -9,10 +9,8 @@ somebody else's name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Literal
 
-from ..durations import parse_duration
 from ..errors import BadDataError
 from ..json_values import check_key, dump_json
 from ..messages import (
@@ -36,7 +34,6 @@ from .host import Host
 _MAX_FOUND = 20
 _MAX_EFFECTS = 20
 _MAX_SCHEDULES = 50
-_SHORTEST_INTERVAL = timedelta(minutes=1)
 _FORMS = "a time, `every 2h`, or a cron line such as `0 9 * * 1-5`"
 
 
@@ -189,12 +186,9 @@ class Tools:
     def _plan(self, when: str, zone: str | None) -> Timing:
         now = self._host.clock.now()
         try:
-            timing = plan(when, zone or host_zone(now), now)
+            return plan(when, zone or host_zone(now), now)
         except ValueError as error:
             raise BadDataError(f"{error}; when is {_FORMS}") from None
-        if timing.kind == "every" and parse_duration(timing.spec or "") < _SHORTEST_INTERVAL:
-            raise BadDataError(f"{when!r} is too often; `every 1m` is the shortest")
-        return timing
 
     async def _check_room(self) -> None:
         """Refuse one more schedule where there are many: a model may ask itself for ever."""

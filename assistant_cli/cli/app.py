@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -25,9 +26,10 @@ Exit codes:
   2 usage                        66 input file missing
   3 no such key, path or agent   69 database unreachable
   4 stale: the holder is gone    74 output not written
-  5 lost the race                77 not permitted
-  6 an agent or a turn failed    78 configuration wrong
-  8 not yet                      124 deadline passed
+  5 lost the race                75 too many messages wait
+  6 an agent or a turn failed    77 not permitted
+  8 not yet                      78 configuration wrong
+                                 124 deadline passed
                                  130 interrupted, 143 terminated, 141 closed pipe
 
 Environment: ASSISTANT_DATABASE_URL, DATABASE_URL (your own Postgres; neither:
@@ -159,7 +161,13 @@ def configure(
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    sys.exit(run_command_line(sys.argv[1:]))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        # From here on there is somebody to catch it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run_command_line(sys.argv[1:])
+    # What the log could not write must not fail again when Python exits.
+    output.write_to_stderr("")
+    sys.exit(code)
 
 
 def run_command_line(arguments: list[str]) -> int:
@@ -167,14 +175,15 @@ def run_command_line(arguments: list[str]) -> int:
     _prepare_streams()
     try:
         words = _global_options_first(arguments)
+        _require_known_shell(words)
         result = create_app()(words, prog_name="assistant", standalone_mode=False)
         if result == _INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
-            _silence_stdout()
+            output.silence(sys.stdout)
         sys.stdout.flush()
     except (BrokenPipeError, ClosedPipeError):
         code = ClosedPipeError.exit_code
-        _silence_stdout()
+        output.silence(sys.stdout)
     except SystemExit as leaving:
         # Completion leaves like this; with 1 so does Typer where a pipe is closed.
         code = ClosedPipeError.exit_code if leaving.code == 1 else int(leaving.code or 0)
@@ -199,12 +208,12 @@ def _exit_code_of(error: Exception) -> int:
         message = format_message().rstrip(".")
         if "\n" in message:
             # A group without a command: the message is its help.
-            sys.stderr.write(f"{message}\n")
+            output.write_to_stderr(f"{message}\n")
         else:
             _report(f"{message}{help_of}")
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
-        _silence_stdout()
+        output.silence(sys.stdout)
         _report(f"cannot write the output: {error.strerror}")
         return OutputError.exit_code
     if os.environ.get("ASSISTANT_DEBUG"):
@@ -213,11 +222,22 @@ def _exit_code_of(error: Exception) -> int:
     return 1
 
 
+def _require_known_shell(words: list[str]) -> None:
+    """Refuse what Typer would refuse on stdout, and with the exit code of a crash."""
+    if not {"--install-completion", "--show-completion"}.intersection(words):
+        return
+    from typer._completion_shared import Shells, _get_shell_name
+
+    known = [shell.value for shell in Shells]
+    if _get_shell_name() not in known:
+        raise UsageError(f"this is no shell that completion is there for: {', '.join(known)}")
+
+
 def _report(message: str) -> None:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        _silence_stdout()
+        output.silence(sys.stdout)
     output.tell(message, "ERROR")
 
 
@@ -229,11 +249,6 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         else:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def _silence_stdout() -> None:
-    """What is still buffered for a closed pipe must not fail again when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _global_options_first(arguments: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AgentFailedError, UsageError
+from ..errors import AgentFailedError, BadDataError, QueueFullError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
@@ -117,6 +117,8 @@ class _Chat:
         messages = await read_last(self._database, self._conversation, 200)
         print_messages(messages[-_SHOWN_AT_ENTRY:])
         said = [message.content for message in messages if message.role == "user"]
+        # The editor of lines shows what would steer a terminal as it is.
+        said = [text for text in said if output.show_text(text) == text]
         return PromptSession(
             history=InMemoryHistory(said),
             completer=WordCompleter(_COMMANDS, sentence=True),
@@ -143,7 +145,11 @@ class _Chat:
 
         from ..store import inbox
 
-        message = await inbox.put_message(self._database, text, conversation=self._conversation)
+        try:
+            message = await inbox.put_message(self._database, text, conversation=self._conversation)
+        except (BadDataError, QueueFullError) as error:
+            output.tell(str(error))
+            return
         reply = output.GrowingText()
         waiting = asyncio.ensure_future(inbox.wait_for_reply(self._database, message, reply.show))
         loop = asyncio.get_running_loop()

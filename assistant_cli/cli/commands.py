@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import typer
 from typer._coercion import build_runtime_param
 from typer.core import TyperCommand, TyperGroup
 
@@ -18,6 +19,9 @@ from ..errors import ClosedPipeError
 
 # Help lists commands with their first sentence, over several lines where need be.
 _WHOLE_SENTENCE = 1_000
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,40}", re.ASCII)
+_LARGEST = 2**63 - 1
+"""What Postgres counts to."""
 _NEGATIVE_NUMBER = re.compile(r"-[0-9][0-9.eE+-]*", re.ASCII)
 
 
@@ -36,7 +40,23 @@ class _Conversion:
             return list(value)
         if isinstance(annotation, type) and isinstance(value, annotation):
             return value
+        if annotation is int:
+            return self._whole_number(str(value), param, ctx)
         return build_runtime_param(self._descriptor).coerce(value, param=param, ctx=ctx)
+
+    def _whole_number(self, text: str, param: Any, ctx: Any) -> int:
+        """A number within its bounds; pydantic's words for what is none are for programmers."""
+        given = self._descriptor.parameter_info
+        least = given.min
+        most = _LARGEST if given.max is None else given.max
+        if not _WHOLE_NUMBER.fullmatch(text):
+            raise typer.BadParameter(f"{text!r} is not a whole number", ctx=ctx, param=param)
+        number = int(text)
+        if least is not None and number < least:
+            raise typer.BadParameter(f"{least} is the least", ctx=ctx, param=param)
+        if number > most:
+            raise typer.BadParameter(f"{most} is the most", ctx=ctx, param=param)
+        return number
 
 
 def _lighten(parameters: Sequence[Any]) -> list[Any]:

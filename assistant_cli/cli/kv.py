@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,8 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="kv")
 
 
+# More than any value or message has, so that what never ends is refused, not collected.
+_MOST_READ_BYTES = 4_000_000
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -175,26 +177,32 @@ def read_stdin() -> str:
     """All of stdin as UTF-8.
 
     Raises:
-        BadDataError: it is not UTF-8.
+        BadDataError: it is not UTF-8, or far larger than any value or message.
         InputMissingError: it is closed.
     """
     if sys.stdin is None:
         raise InputMissingError("stdin is closed")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise BadDataError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+    return _read_all(sys.stdin.buffer, "stdin")
 
 
 def _read_file(name: str) -> str:
     from pathlib import Path
 
     try:
-        return Path(name).read_bytes().decode()
+        with Path(name).open("rb") as file:
+            return _read_all(file, name)
     except OSError as error:
         raise InputMissingError(f"cannot read {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise BadDataError(f"{name} is not UTF-8") from None
+
+
+def _read_all(stream: IO[bytes], name: str) -> str:
+    data = stream.read(_MOST_READ_BYTES + 1)
+    if len(data) > _MOST_READ_BYTES:
+        raise BadDataError(f"{name} has more than {_MOST_READ_BYTES:,} bytes; that is too large")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 @app.command(cls=Command)

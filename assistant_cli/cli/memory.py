@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigurationError, ConflictError, NotFoundError, UsageError
+from ..errors import AssistantError, ConfigurationError, ConflictError, NotFoundError, UsageError
 from . import output
 from .commands import Command, Group
 from .session import JsonOption, with_database
@@ -88,6 +88,8 @@ def edit(name: Name) -> None:
     except ConflictError:
         kept = _keep(after)
         raise ConflictError(f"{key} was changed meanwhile; your text is kept in {kept}") from None
+    except AssistantError as error:
+        raise type(error)(f"{error}; your text is kept in {_keep(after)}") from None
 
 
 async def _read_all(database: Database) -> list[Entry]:

@@ -10,21 +10,27 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-# C0 and C1 controls, DEL, zero-width and bidi formatting, line separators, tags, half surrogates.
+# C0 and C1 controls, DEL, zero-width and bidi formatting, line separators, fillers, tags, half
+# surrogates.
 _UNSAFE = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+    "\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
 )
 _STEERING = re.compile(f"[{_UNSAFE}]")
 _STEERING_IN_LINE = re.compile(f"[\t\n{_UNSAFE}]")
+# More than any language puts on one letter. They would heap up over other lines, and hide text.
+_MOST_MARKS = 8
+_MARKS = {"Mn", "Me", "Cf"}
+_PERHAPS_HEAPS = re.compile(f"[^\x00-\u02ff]{{{_MOST_MARKS + 1},}}")
 
 _color = "auto"
 _telling_json = False
@@ -55,21 +61,45 @@ def use_color() -> bool:
 
 def show_line(text: str) -> str:
     """Text for one line of a terminal: what would steer it is written out, such as `\\x1b`."""
-    return _STEERING_IN_LINE.sub(_write_out, text)
+    return _write_out_heaps(_STEERING_IN_LINE.sub(_write_out, text), _escape)
 
 
 def show_text(text: str) -> str:
     """Text for a terminal, with its own lines and tabs."""
-    return _STEERING.sub(_write_out, text)
+    return _write_out_heaps(_STEERING.sub(_write_out, text), _escape)
 
 
 def show_json(text: str) -> str:
     """JSON text for a terminal: still JSON, with what would steer it as `\\u001b`."""
-    return _STEERING.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    return _write_out_heaps(_STEERING.sub(lambda match: _escape_json(match[0]), text), _escape_json)
 
 
 def _write_out(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+    return _escape(match[0])
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _escape_json(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _write_out_heaps(text: str, escape: Callable[[str], str]) -> str:
+    """Write out the marks without a width of their own that follow too many of their kind."""
+
+    def write_out(match: re.Match[str]) -> str:
+        from unicodedata import category
+
+        parts = []
+        marks = 0
+        for character in match[0]:
+            marks = marks + 1 if category(character) in _MARKS else 0
+            parts.append(escape(character) if marks > _MOST_MARKS else character)
+        return "".join(parts)
+
+    return _PERHAPS_HEAPS.sub(write_out, text)
 
 
 def print_data(text: str) -> None:
@@ -91,7 +121,7 @@ class GrowingText:
             # Another attempt, or another request of the same turn, began anew.
             sys.stdout.write("\n")
             self._shown = ""
-        sys.stdout.write(show_text(text[len(self._shown) :]))
+        sys.stdout.write(show_text(text)[len(show_text(self._shown)) :])
         sys.stdout.flush()
         self._shown = text
 
@@ -119,7 +149,8 @@ def print_rows(rows: Iterable[Sequence[object]]) -> None:
     if not stdout_is_terminal():
         sys.stdout.writelines("\t".join(row) + "\n" for row in table)
         return
-    widths = [max(map(len, column)) for column in zip_longest(*table, fillvalue="")]
+    # What is wider than a terminal moves the columns behind it in its own row only.
+    widths = [min(200, max(map(len, column))) for column in zip_longest(*table, fillvalue="")]
     for row in table:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         sys.stdout.write("  ".join(padded).rstrip() + "\n")
@@ -148,8 +179,21 @@ def tell(text: str, level: str = "INFO") -> None:
         from .logs import json_line
 
         line = json_line(datetime.now(UTC), level, text)
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    write_to_stderr(f"{line}\n")
+
+
+def write_to_stderr(text: str) -> None:
+    """Write to stderr; one that is full, or that nobody reads, changes no exit code."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """What is still buffered for a stream that takes no more must not fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def iso(moment: datetime | None) -> str | None:

@@ -160,8 +160,10 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
     from ..agents.definition import load_agent
     from ..runtime import BUILT_IN, find_built_in
 
-    # As `python -m` does: a module of the user's lies where the user is.
-    sys.path.insert(0, str(Path.cwd()))
+    if any(":" in reference for reference in references):
+        # As `python -m` does: a module of the user's lies where the user is. Whoever names none
+        # may be in a folder of somebody else.
+        sys.path.insert(0, str(Path.cwd()))
     chosen: dict[str, AgentDefinition] = {}
     for reference in references or BUILT_IN:
         definition = find_built_in(reference)

@@ -40,7 +40,8 @@ At = Annotated[
     str | None, typer.Option(metavar="TIME", help="Once, such as 2h, 'tomorrow 9:00', friday 9am.")
 ]
 Every = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="Every so often, such as 30m or 2h.")
+    str | None,
+    typer.Option(metavar="DURATION", help="Every so often, such as 30m or 2h; 1m is the least."),
 ]
 Cron = Annotated[
     str | None, typer.Option(metavar="LINE", help="As five fields of cron say: '0 9 * * 1-5'.")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
-from ..errors import DeadlinePassedError, UsageError
+from ..errors import AssistantError, DeadlinePassedError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
@@ -18,6 +19,8 @@ from .session import duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
+
+_LOOK_SECONDS = 5.0
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +77,7 @@ def read_message(text: str | None) -> str:
     """
     from .kv import read_stdin
 
-    if text is None and sys.stdin.isatty():
+    if text is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("TEXT is missing; give it, or - for stdin")
     return read_stdin().removesuffix("\n")
 
@@ -90,18 +93,59 @@ def _send_and_wait(
     async def work(database: Database) -> str:
         from ..patience import patiently
         from ..store.inbox import wait_for_reply
-        from ..store.status import get_snapshot
 
         message.append(await put(database))
         # The message is kept: from here on, a database that goes away is waited for.
-        snapshot = await patiently(lambda: get_snapshot(database))
-        if not snapshot.answering:
-            output.tell("no conversation agent is running; the message is kept until one does")
-        return await patiently(lambda: wait_for_reply(database, message[0], watch))
+        async with _telling_who_is_gone(database):
+            return await patiently(lambda: wait_for_reply(database, message[0], watch))
 
     try:
         return with_database(work, timeout=limit)
     except DeadlinePassedError:
         unknown = "the message may be kept or not; --id makes it safe to send it again"
-        kept = f"message {message[0]} is kept" if message else unknown
+        kept = f"message {message[0]} is kept{_reason(message[0])}" if message else unknown
         raise DeadlinePassedError(f"no reply within {timeout}; {kept}") from None
+
+
+@asynccontextmanager
+async def _telling_who_is_gone(database: Database) -> AsyncIterator[None]:
+    """Say where no agent is there to answer, at once and whenever it goes meanwhile."""
+    import asyncio
+
+    there = await _tell_if_gone(database, was_there=True)
+
+    async def look_again(there: bool) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            there = await _tell_if_gone(database, was_there=there)
+
+    looking = asyncio.create_task(look_again(there))
+    try:
+        yield
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+
+async def _tell_if_gone(database: Database, *, was_there: bool) -> bool:
+    """Whether the agent that answers is there; said where it no longer is."""
+    from ..patience import patiently
+    from ..store.status import get_snapshot
+
+    there = (await patiently(lambda: get_snapshot(database))).answering
+    if was_there and not there:
+        output.tell("no conversation agent is running; the message is kept until one does")
+    return there
+
+
+def _reason(message: UUID) -> str:
+    """Why a message is not answered yet, as far as that is known."""
+    from ..store.inbox import read_progress
+
+    try:
+        progress = with_database(
+            lambda database: read_progress(database, message), timeout=timedelta(seconds=2)
+        )
+    except AssistantError:
+        return ""
+    return f"; its last attempt failed: {progress.error}" if progress.error else ""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STYLES = {"idle": "green", "running": "cyan", "failed": "bold red"}
 _STATE_STYLES = {"live": "green", "stale": "bold red", "-": "dim"}
 _SILENCE_SECONDS = 3.0
+# What other programs put on the board may be long, and wrapping it takes long.
+_MOST_SHOWN = 2_000
 
 
 def console() -> Console:
@@ -170,4 +172,5 @@ def print_history(events: list[Transition]) -> None:
 
 def _safe(text: str, style: str = "") -> Text:
     """What comes from the database, as text that steers neither the terminal nor Rich."""
-    return Text(output.show_line(text), style=style)
+    shown = text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return Text(output.show_line(shown), style=style)

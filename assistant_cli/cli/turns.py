@@ -28,7 +28,7 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="turns")
 
 
-TurnId = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="A turn.")]
+TurnId = Annotated[int, typer.Argument(metavar="ID", min=1, help="A turn.")]
 
 _HEADINGS = (
     "ID",

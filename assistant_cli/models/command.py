@@ -8,7 +8,9 @@ import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
+from ..redaction import without_secrets
 from . import ModelError, Prompt
 
 _MAX_REPLY_BYTES = 1_000_000
@@ -27,7 +29,8 @@ class CommandModel:
     talks = False
 
     def __init__(self, name: str, database_url: str | None = None) -> None:
-        self.name = name
+        # The log and the turns name it; a shell may have put a key into it.
+        self.name = without_secrets(name)
         self._command = name.removeprefix("command:")
         self._database_url = database_url
 
@@ -39,12 +42,13 @@ class CommandModel:
             await _end(await starting)
             raise
         try:
-            stdout, stderr = await _communicate(running.process, prompt.text.encode() + b"\n")
+            stdout, stderr = await _communicate(running, prompt.text.encode() + b"\n")
         except BaseException:
             await _end(running)
             raise
-        if running.process.returncode:
-            raise ModelError(_describe_failure(running.process.returncode, stderr))
+        code = running.transport.get_returncode()
+        if code:
+            raise ModelError(_describe_failure(code, stderr))
         return _decode(stdout).rstrip("\n")
 
     def _environment(self, prompt: Prompt) -> dict[str, str]:
@@ -60,18 +64,37 @@ class CommandModel:
 
 @dataclass(frozen=True)
 class _Running:
-    """A command, and the transport that lets go of its pipes."""
+    """A command, the transport that lets go of its pipes, and whether it has ended."""
 
     process: Process
     transport: asyncio.SubprocessTransport
+    ended: asyncio.Event
+
+    def close_pipes(self) -> None:
+        """Let go of the pipes, which what left the command's group may hold for ever."""
+        for pipe in filter(None, map(self.transport.get_pipe_transport, range(3))):
+            pipe.close()
+
+
+class _Protocol(SubprocessStreamProtocol):
+    """Tells at once that the command has ended: `wait` would wait for its pipes as well."""
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        super().__init__(limit=_BLOCK_BYTES, loop=asyncio.get_running_loop())
+        self._ended = ended
+
+    def process_exited(self) -> None:
+        super().process_exited()
+        self._ended.set()
 
 
 async def _start(command: str, environment: dict[str, str]) -> _Running:
     loop = asyncio.get_running_loop()
     # In a session of its own: Ctrl-C in the terminal is the assistant's to handle, and
     # a deadline can end the command with all it started.
+    ended = asyncio.Event()
     transport, protocol = await loop.subprocess_exec(
-        lambda: SubprocessStreamProtocol(limit=_BLOCK_BYTES, loop=loop),
+        lambda: _Protocol(ended),
         "/bin/sh",
         "-c",
         command,
@@ -81,17 +104,31 @@ async def _start(command: str, environment: dict[str, str]) -> _Running:
         start_new_session=True,
         env=environment,
     )
-    return _Running(Process(transport, protocol, loop), transport)
+    return _Running(Process(transport, protocol, loop), transport, ended)
 
 
-async def _communicate(process: Process, prompt: bytes) -> tuple[bytes, bytes]:
+async def _communicate(running: _Running, prompt: bytes) -> tuple[bytes, bytes]:
+    """Feed the command its prompt; what it said on stdout and stderr until it ended."""
+    process = running.process
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    _, stdout, stderr = await asyncio.gather(
+    talk = asyncio.gather(
         _feed(process.stdin, prompt), _read_limited(process.stdout), _read_tail(process.stderr)
     )
-    await process.wait()
+    ended = asyncio.create_task(running.ended.wait())
+    try:
+        either: set[asyncio.Future[Any]] = {talk, ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        # What it has left running may hold its pipes, and is no part of the reply.
+        await asyncio.wait({talk}, timeout=_GRACE_SECONDS)
+        if not talk.done():
+            running.close_pipes()
+        _, stdout, stderr = await talk
+        await ended
+    finally:
+        talk.cancel()
+        ended.cancel()
     return stdout, stderr
 
 
@@ -122,9 +159,7 @@ async def _read_tail(stream: asyncio.StreamReader) -> bytes:
 async def _end(running: _Running) -> None:
     """End the command and all it started: politely, then not."""
     process = running.process
-    # `wait` waits for the pipes as well, and what left the group may hold them for ever.
-    for pipe in filter(None, map(running.transport.get_pipe_transport, range(3))):
-        pipe.close()
+    running.close_pipes()
     try:
         _signal_group(process.pid, signal.SIGTERM)
         with suppress(TimeoutError):

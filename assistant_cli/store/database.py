@@ -21,6 +21,7 @@ from ..errors import (
     ConflictError,
     DatabaseUnreachableError,
     NotPermittedError,
+    QueueFullError,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s'
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
+_QUEUE_FULL = "AS001"
+"""Raised by the schema itself: assistant.limit_waiting."""
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
@@ -156,6 +159,9 @@ class Database:
             return connection
         except psycopg.Error as error:
             raise_refused_connection(error)
+        except UnicodeError:
+            host = parameters.get("host")
+            raise ConfigurationError(f"{host!r} in the database URL is no name of a host") from None
 
     @asynccontextmanager
     async def connection(
@@ -281,6 +287,8 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
     """Raise ValueError for what psycopg would take for a server that does not answer."""
     if "@" in str(parameters.get("host", "")).lstrip("@"):
         raise ValueError("the end of a password is taken for the host")
+    if "user" not in parameters and "@" in str(parameters.get("dbname", "")):
+        raise ValueError("a password with a slash is taken for a port and a database")
     for name in ("port", "connect_timeout"):
         for number in filter(None, str(parameters.get(name, "")).split(",")):
             int(number)
@@ -303,6 +311,13 @@ def raise_refused_connection(error: psycopg.Error) -> NoReturn:
         raise ConfigurationError(f"no such database: {reason}") from None
     if 'role "' in text and "does not exist" in text:
         raise NotPermittedError(f"no such database user: {reason}") from None
+    if "permission denied" in text or "not permitted to log in" in text:
+        raise NotPermittedError(f"the database refuses this user: {reason}") from None
+    if "too many connections for" in text:
+        raise DatabaseUnreachableError(
+            f"{reason}: that is its CONNECTION LIMIT; end a watch or another command, or let the "
+            "owner raise it"
+        ) from None
     if "invalid" in text and ("option" in text or "value" in text):
         raise ConfigurationError(f"the database URL is wrong: {reason}") from None
     raise DatabaseUnreachableError(
@@ -319,6 +334,8 @@ def translate(error: psycopg.Error) -> AssistantError:
         return ConfigurationError(
             "this database is not set up for this program; run `assistant db migrate`"
         )
+    if state == _QUEUE_FULL:
+        return QueueFullError(f"{reason}; nothing was kept, try again later")
     if state == "42501":
         return NotPermittedError(
             f"the database does not permit this: {reason}; reading takes the role "

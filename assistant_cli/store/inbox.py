@@ -60,6 +60,7 @@ async def put_message(
     Raises:
         BadDataError: the message is empty, too large, or holds NUL or half a surrogate pair.
         ConflictError: another text was sent under the same name.
+        QueueFullError: as many messages of the conversation wait as may.
     """
     check_content(content)
     check_name(conversation, "conversation")
@@ -110,10 +111,7 @@ async def wait_for_reply(
     async def read(connection: Connection, hints: Hints) -> Progress | None:
         if hints == {SENT}:
             return None
-        cursor = connection.cursor(row_factory=class_row(Progress))
-        progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
-        if progress is None:
-            raise NotFoundError(f"there is no message {message} (any more)")
+        progress = await _read_progress(connection, message)
         if progress.state in {"answered", "failed"}:
             return progress
         if progress.partial:
@@ -129,6 +127,20 @@ async def wait_for_reply(
                 )
             return progress.reply or ""
     raise AssertionError("following never ends by itself")
+
+
+async def read_progress(database: Database, message: UUID) -> Progress:
+    """How far a message has come."""
+    async with database.connection() as connection:
+        return await _read_progress(connection, message)
+
+
+async def _read_progress(connection: Connection, message: UUID) -> Progress:
+    cursor = connection.cursor(row_factory=class_row(Progress))
+    progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
+    if progress is None:
+        raise NotFoundError(f"there is no message {message} (any more)")
+    return progress
 
 
 async def withdraw(database: Database, message: UUID) -> None:

@@ -64,8 +64,12 @@ WHERE jsonb_typeof(kv.value) = 'number' OR kv.expires_at <= clock_timestamp()
 RETURNING value::text AS text, revision;
 
 -- name: delete
-DELETE FROM public.kv WHERE key = ANY(%(keys)s)
-RETURNING CASE WHEN expires_at <= clock_timestamp() THEN NULL ELSE key END AS key;
+-- In the order in which keys that are set together are locked, so that none waits for another.
+WITH locked AS (
+    SELECT key FROM public.kv WHERE key = ANY(%(keys)s) ORDER BY key COLLATE "C" FOR UPDATE
+)
+DELETE FROM public.kv USING locked WHERE kv.key = locked.key
+RETURNING CASE WHEN expires_at <= clock_timestamp() THEN NULL ELSE kv.key END AS key;
 
 -- name: list
 SELECT key, value::text AS text, revision, updated_at, expires_at

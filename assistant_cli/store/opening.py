@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from ..errors import ConfigurationError, DatabaseUnreachableError
 from ..settings import Settings, load_settings
 from .database import Database, parse_dsn
-from .migrations import check_version, migrate, schema_version
+from .migrations import LATEST_VERSION, check_version, migrate, schema_version
 
 
 @asynccontextmanager
@@ -24,7 +24,7 @@ async def connect(dsn: str | None = None) -> AsyncIterator[Database]:
         DatabaseUnreachableError: nobody answers.
         NotPermittedError: the database refuses.
     """
-    async with open_database(load_settings(dsn)) as database:
+    async with open_database(load_settings(dsn, option="the DSN given")) as database:
         yield database
 
 
@@ -48,7 +48,8 @@ async def open_database(
     database = Database(configured_dsn(settings), revive=revive)
     try:
         version = await _version(database)
-        if setup or (settings.embedded and version == 0):
+        # The lock of migrations, which any user of the server can hold, is not for everyday use.
+        if version < LATEST_VERSION and (setup or (settings.embedded and version == 0)):
             await migrate(database)
         else:
             check_version(version)

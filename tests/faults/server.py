@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from assistant_cli.server_process import find_postmaster
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
 from assistant_cli.store.schedules import add_schedule
-from assistant_cli.timing import plan_every
+from assistant_cli.timing import Timing
 
 from .final import SCHEDULED
 from .proxy import Proxy
@@ -46,7 +46,8 @@ class Server:
         try:
             database = Database(self.near)
             await migrate(database)
-            every_second = plan_every("1s", datetime.now(UTC))
+            due_at = datetime.now(UTC) + timedelta(seconds=1)
+            every_second = Timing("every", "1s", None, due_at)
             await add_schedule(database, SCHEDULED, every_second, action="say")
             await database.close()
             async with self.proxy.serve():

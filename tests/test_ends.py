@@ -1,0 +1,129 @@
+"""How a command ends where its streams, its folder or the moment are unfavourable."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import CommandLine, eventually
+from .test_help_and_completion import SCRIPT
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+
+
+@needs_full
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["kv", "get", "missing"], 3),
+        (["kv", "set", "k", "bad"], 65),
+        (["kv", "get"], 2),
+        (["kv"], 2),
+        (["db", "migrate"], 0),
+        (["run", "--until-idle"], 0),
+    ],
+)
+def test_a_full_stderr_changes_no_exit_code(
+    assistant: CommandLine, command: list[str], code: int
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = assistant.start(*command, stderr=full)
+        out, _ = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+
+
+def test_a_stderr_that_nobody_reads_changes_no_exit_code(assistant: CommandLine) -> None:
+    process = assistant.start("kv", "get", "missing")
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(30) == 3
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("send", 2),
+        ("send -", 66),
+        ("kv set k", 2),
+        ("kv set k -", 66),
+        ("kv import", 66),
+        ("schedule add --at 2h", 2),
+        ("schedule add --at 2h -", 66),
+        ("chat", 2),
+    ],
+)
+def test_a_closed_stdin_is_told_in_one_line(
+    assistant: CommandLine, command: str, code: int
+) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m assistant_cli {command} <&-"],
+        env=assistant.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
+    assert "internal error" not in done.stderr
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_silent(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    loading = tmp_path / "loading"
+    stub = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(stub)
+    assistant.environment["PYTHONPATH"] = str(tmp_path)
+    process = assistant.start("status")
+    eventually(loading.exists, "the import")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_run_loads_nothing_from_the_folder_that_it_is_started_in(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in {*sys.stdlib_module_names, "psycopg", "psutil", "rich", "tzlocal", "cronsim"}:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    assert assistant("send", "/help").code == 0
+    done = subprocess.run(
+        [str(SCRIPT), "run", "--until-idle"],
+        cwd=folder,
+        env=assistant.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_completion_for_an_unknown_shell_is_a_usage_error(assistant: CommandLine) -> None:
+    # A shell is known by the name of a process above.
+    process = assistant.start("--show-completion", start_new_session=True)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode in {0, 2}
+    assert (out == "") is (process.returncode == 2)
+    assert process.returncode == 0 or "no shell that completion is there for" in err
+
+
+@pytest.mark.parametrize(
+    ("home", "told"),
+    [
+        ("~nosuchuser/x", "ASSISTANT_HOME is ~nosuchuser/x, and there is no such user"),
+        ("/dev/null", "/dev/null is not a folder; set ASSISTANT_HOME"),
+        ("/dev/null/x", "/dev/null/x is not a folder; set ASSISTANT_HOME"),
+    ],
+)
+def test_a_home_that_is_no_folder_is_a_wrong_configuration(
+    environment: dict[str, str], home: str, told: str
+) -> None:
+    done = CommandLine({**environment, "ASSISTANT_HOME": home})("status")
+    assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
+    assert told in done.err
