@@ -129,7 +129,7 @@ async def wait_for_reply(
     """
 
     async def read(connection: Connection, _: Hints) -> Progress | None:
-        progress = await _read_progress(connection, message)
+        progress = await read_progress(connection, message)
         if progress.state in {"answered", "failed"}:
             return progress
         if progress.partial:
@@ -147,13 +147,8 @@ async def wait_for_reply(
     raise AssertionError("following never ends by itself")
 
 
-async def read_progress(database: Database, message: UUID) -> Progress:
+async def read_progress(connection: Connection, message: UUID) -> Progress:
     """How far a message has come."""
-    async with database.connection() as connection:
-        return await _read_progress(connection, message)
-
-
-async def _read_progress(connection: Connection, message: UUID) -> Progress:
     cursor = connection.cursor(row_factory=class_row(Progress))
     progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
     if progress is None:
@@ -306,8 +301,7 @@ async def retry_turn(database: Database, turn_id: int) -> int:
 async def withdraw(database: Database, message: UUID) -> None:
     """Take back a message that is not answered yet; a turn that answers it is cancelled."""
     async with database.connection() as connection:
-        parameters = {"id": message, "error": turns.CANCELLED}
-        await connection.execute(_SQL["withdraw"], parameters)
+        await connection.execute(_SQL["withdraw"], {"id": message, "error": turns.CANCELLED})
 
 
 async def seconds_to_next(connection: Connection) -> float | None:
@@ -348,8 +342,7 @@ async def take_unreported(connection: Connection, patience: timedelta) -> list[M
     Who cancelled one knows of it.
     """
     cursor = connection.cursor(row_factory=class_row(Message))
-    parameters = {"patience": patience, "cancelled": turns.CANCELLED}
-    await cursor.execute(_SQL["unanswered"], parameters)
+    await cursor.execute(_SQL["unanswered"], {"patience": patience, "cancelled": turns.CANCELLED})
     return await cursor.fetchall()
 
 
@@ -400,8 +393,7 @@ async def apply_effect(
 def _note_key(turn: Turn, number: int, message: Message | None) -> str:
     moment = (message.created_at if message else datetime.now(UTC)).astimezone(UTC)
     name = message.id.hex[:8] if message else f"turn-{turn.id}"
-    suffix = f"-{number}" if number else ""
-    return f"memory/notes/{moment:%Y%m%dT%H%M%S.%fZ}-{name}{suffix}"
+    return f"memory/notes/{moment:%Y%m%dT%H%M%S.%fZ}-{name}{f'-{number}' if number else ''}"
 
 
 def _message(row: dict[str, Any]) -> Message:
