@@ -211,14 +211,14 @@ def test_a_run_that_dies_while_a_reply_is_waited_for_is_told_and_the_next_one_an
 ) -> None:
     hold = Hold(tmp_path)
     hold.close()
-    run = assistant.start_run("--model", hold.model)
+    run = assistant.start_run("--model", hold.model, "--heartbeat", "off")
     waiting = assistant.start("send", "--wait", "hello")
     eventually(lambda: hold.asked, "the question")
     run.kill()
     assert waiting.stderr is not None
     assert "no conversation agent is running" in waiting.stderr.readline()
     hold.open()
-    assistant.start_run("--model", hold.model)
+    assistant.start_run("--model", hold.model, "--heartbeat", "off")
     assert waiting.communicate(timeout=30) == ("re: hello\n", "")
 
 

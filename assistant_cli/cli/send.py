@@ -19,6 +19,7 @@ from .session import duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
+    from ..store.inbox import Progress
 
 _LOOK_SECONDS = 5.0
 
@@ -140,12 +141,15 @@ async def _tell_if_gone(database: Database, *, was_there: bool) -> bool:
 
 def _reason(message: UUID) -> str:
     """Why a message is not answered yet, as far as that is known."""
-    from ..store.inbox import read_progress
+
+    async def read(database: Database) -> Progress:
+        from ..store.inbox import read_progress
+
+        async with database.connection() as connection:
+            return await read_progress(connection, message)
 
     try:
-        progress = with_database(
-            lambda database: read_progress(database, message), timeout=timedelta(seconds=2)
-        )
+        progress = with_database(read, timeout=timedelta(seconds=2))
     except AssistantError:
         return ""
     return f"; its last attempt failed: {progress.error}" if progress.error else ""

@@ -111,7 +111,7 @@ async def wait_for_reply(
     async def read(connection: Connection, hints: Hints) -> Progress | None:
         if hints == {SENT}:
             return None
-        progress = await _read_progress(connection, message)
+        progress = await read_progress(connection, message)
         if progress.state in {"answered", "failed"}:
             return progress
         if progress.partial:
@@ -129,13 +129,8 @@ async def wait_for_reply(
     raise AssertionError("following never ends by itself")
 
 
-async def read_progress(database: Database, message: UUID) -> Progress:
+async def read_progress(connection: Connection, message: UUID) -> Progress:
     """How far a message has come."""
-    async with database.connection() as connection:
-        return await _read_progress(connection, message)
-
-
-async def _read_progress(connection: Connection, message: UUID) -> Progress:
     cursor = connection.cursor(row_factory=class_row(Progress))
     progress = await (await cursor.execute(_SQL["progress"], {"id": message})).fetchone()
     if progress is None:
@@ -146,8 +141,7 @@ async def _read_progress(connection: Connection, message: UUID) -> Progress:
 async def withdraw(database: Database, message: UUID) -> None:
     """Take back a message that is not answered yet; a turn that answers it is cancelled."""
     async with database.connection() as connection:
-        parameters = {"id": message, "error": turns.CANCELLED}
-        await connection.execute(_SQL["withdraw"], parameters)
+        await connection.execute(_SQL["withdraw"], {"id": message, "error": turns.CANCELLED})
 
 
 async def say(
@@ -182,8 +176,7 @@ async def take_unreported(connection: Connection, patience: timedelta) -> list[M
     Who cancelled one knows of it.
     """
     cursor = connection.cursor(row_factory=class_row(Message))
-    parameters = {"patience": patience, "cancelled": turns.CANCELLED}
-    await cursor.execute(_SQL["unanswered"], parameters)
+    await cursor.execute(_SQL["unanswered"], {"patience": patience, "cancelled": turns.CANCELLED})
     return await cursor.fetchall()
 
 
