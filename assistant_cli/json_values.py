@@ -102,6 +102,20 @@ def check_utf8(text: str, what: str) -> None:
     _utf8_size(text, what)
 
 
+def check_text(text: str) -> None:
+    """Check that a text is one that a JSON value can hold.
+
+    Raises:
+        BadDataError: it holds NUL, or half of a surrogate pair.
+    """
+    if "\x00" in text:
+        raise BadDataError("the database cannot keep the character \\u0000")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadDataError("text with half of a surrogate pair is not valid Unicode") from None
+
+
 def _check_size(text: str, limit: int = MAX_VALUE_BYTES) -> None:
     size = _utf8_size(text, "the value")
     # Spaces between tokens do not count: Postgres adds them, and what came out must go in again.
@@ -173,7 +187,7 @@ def _check_tree(value: Any) -> None:
 def _check_and_open(values: list[Any]) -> list[Any]:
     for value in values:
         if isinstance(value, str):
-            _check_text(value)
+            check_text(value)
     return [value for value in values if isinstance(value, dict | list | tuple)]
 
 
@@ -183,14 +197,5 @@ def _children(container: Any) -> list[Any]:
     for key in container:
         if not isinstance(key, str):
             raise BadDataError(f"not JSON: the key {key!r} is not text")
-        _check_text(key)
+        check_text(key)
     return list(container.values())
-
-
-def _check_text(text: str) -> None:
-    if "\x00" in text:
-        raise BadDataError("the database cannot keep the character \\u0000")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadDataError("text with half of a surrogate pair is not valid Unicode") from None
