@@ -40,9 +40,10 @@ async def export_lines(database: Database, prefix: str) -> AsyncGenerator[bytes]
 def _read_block(connection: PGconn) -> PQGen[bytes]:
     """The lines that have come; at the end, none. psycopg would hand on each row by itself."""
     rows: list[memoryview] = []
+    take = connection.get_copy_data
     while not rows:
         connection.consume_input()
-        while (taken := connection.get_copy_data(1))[0] > 0:
+        while (taken := take(1))[0] > 0:
             rows.append(taken[1])
         if taken[0] < 0:
             yield from _finish_copy(connection)
