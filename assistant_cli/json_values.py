@@ -31,7 +31,7 @@ def check_json(text: str) -> None:
         BadDataError: it is not, with the reason.
     """
     _check_size(text)
-    _check_tree(_parse(text))
+    _check_depth_and_texts(text, _parse(text))
 
 
 def check_entry_line(line: str) -> None:
@@ -47,7 +47,7 @@ def check_entry_line(line: str) -> None:
     if not isinstance(entry["key"], str):
         raise BadDataError("the key is not text")
     check_key(entry["key"])
-    _check_tree(entry["value"])
+    _check_depth_and_texts(line, entry["value"])
 
 
 def dump_json(value: Any) -> str:
@@ -102,6 +102,20 @@ def check_utf8(text: str, what: str) -> None:
     _utf8_size(text, what)
 
 
+def check_text(text: str) -> None:
+    """Check that a text is one that a JSON value can hold.
+
+    Raises:
+        BadDataError: it holds NUL, or half of a surrogate pair.
+    """
+    if "\x00" in text:
+        raise BadDataError("the database cannot keep the character \\u0000")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadDataError("text with half of a surrogate pair is not valid Unicode") from None
+
+
 def _check_size(text: str, limit: int = MAX_VALUE_BYTES) -> None:
     size = _utf8_size(text, "the value")
     # Spaces between tokens do not count: Postgres adds them, and what came out must go in again.
@@ -118,15 +132,15 @@ def _utf8_size(text: str, what: str) -> int:
         raise BadDataError(f"{what} is not valid UTF-8") from None
 
 
+def _check_depth_and_texts(text: str, value: Any) -> None:
+    """Check a value that was read from a text, unless the text shows that nothing can be wrong."""
+    if "\\u" in text or text.count("{") + text.count("[") > MAX_NESTING:
+        _check_tree(value)
+
+
 def _parse(text: str) -> Any:
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_int=_check_number,
-            parse_float=_check_number,
-        )
+        return (_BRIEF_DECODER if len(text) < _BRIEF else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
         raise BadDataError(f"not JSON: {error.msg} at {place}") from None
@@ -159,6 +173,18 @@ def _check_number(text: str) -> int:
     return 0
 
 
+_BRIEF = 4_000
+"""A text of so many characters holds no integer that Python or the database cannot."""
+
+_HOOKS: dict[str, Any] = {
+    "object_pairs_hook": _unique,
+    "parse_constant": _refuse_constant,
+    "parse_float": _check_number,
+}
+_BRIEF_DECODER = json.JSONDecoder(**_HOOKS)
+_DECODER = json.JSONDecoder(**_HOOKS, parse_int=_check_number)
+
+
 def _check_tree(value: Any) -> None:
     """Walk without recursion, so that depth itself cannot break the check."""
     level = _check_and_open([value])
@@ -173,7 +199,7 @@ def _check_tree(value: Any) -> None:
 def _check_and_open(values: list[Any]) -> list[Any]:
     for value in values:
         if isinstance(value, str):
-            _check_text(value)
+            check_text(value)
     return [value for value in values if isinstance(value, dict | list | tuple)]
 
 
@@ -183,14 +209,5 @@ def _children(container: Any) -> list[Any]:
     for key in container:
         if not isinstance(key, str):
             raise BadDataError(f"not JSON: the key {key!r} is not text")
-        _check_text(key)
+        check_text(key)
     return list(container.values())
-
-
-def _check_text(text: str) -> None:
-    if "\x00" in text:
-        raise BadDataError("the database cannot keep the character \\u0000")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadDataError("text with half of a surrogate pair is not valid Unicode") from None

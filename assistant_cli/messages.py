@@ -114,6 +114,12 @@ class Reply:
     effects: Sequence[Effect] = ()
 
 
+def is_conversation(agent: str) -> bool:
+    """Whether an agent answers messages: `conversation`, or a further worker, `conversation@b`."""
+    kind, at, name = agent.partition("@")
+    return kind == "conversation" and bool(name) == bool(at)
+
+
 def check_content(content: str) -> None:
     """Refuse what cannot be the text of a message.
 

@@ -20,6 +20,7 @@ from .agents.loop import run_agent
 from .agents.timed import TimedAgent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
+from .messages import is_conversation
 from .models import Model
 from .models.pausing import PausingModel
 from .patience import patiently
@@ -28,7 +29,6 @@ from .store.answering import RETRY_DELAY
 from .store.board import StatusBoard, check_agent, create_status_board
 from .store.database import Connection, Database
 from .store.follow import Hints, follow
-from .store.inbox import is_conversation
 from .store.leases import Lease
 from .upkeep import upkeep
 

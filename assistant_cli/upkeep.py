@@ -13,6 +13,7 @@ import psycopg
 
 from .agents.host import Agent, Host
 from .errors import AssistantError, DatabaseUnreachableError
+from .messages import is_conversation
 from .store import answering, inbox, leases, turns
 from .store.board import StatusBoard
 from .store.database import Connection, Database
@@ -77,7 +78,7 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
     Where one answers messages, those of a worker that is gone are given back first.
     """
     database, token = host.database, host.lease.token
-    answering_ones = [agent for agent in agents if inbox.is_conversation(agent.name)]
+    answering_ones = [agent for agent in agents if is_conversation(agent.name)]
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, hints: Hints) -> list[Agent] | None:

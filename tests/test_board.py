@@ -373,6 +373,28 @@ async def test_a_new_board_refuses_while_a_running_process_holds_an_agent(
     assert "heartbeat" not in (stored(sql) or {})
 
 
+async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(
+    database: Database, dsn: str, sql: psycopg.Connection[Any]
+) -> None:
+    others = [Database(dsn) for _ in range(4)]
+    waiting = (
+        "SELECT FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock' AND wait_event = 'relation'"
+    )
+    with psycopg.connect(dsn) as first:
+        first.execute('SELECT assistant.update_board(\'[{"agent": "first", "status": "idle"}]\')')
+        updates = [
+            asyncio.create_task(StatusBoard(other).update(f"a{number}", {"status": "running"}))
+            for number, other in enumerate(others)
+        ]
+        # At the row's own lock, each of them would look again whenever one commits.
+        await asyncio.to_thread(eventually, lambda: sql.execute(waiting).rowcount == len(others))
+    await asyncio.gather(*updates)
+    assert (stored(sql) or {}).keys() == {"first", "a0", "a1", "a2", "a3"}
+    for other in others:
+        await other.close()
+
+
 def test_sixteen_processes_report_at_once_and_nothing_is_lost(
     dsn: str, sql: psycopg.Connection[Any], assistant: CommandLine
 ) -> None:

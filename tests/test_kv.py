@@ -745,6 +745,30 @@ async def test_rights_on_the_table_suffice_for_plain_sql(
     assert await revision_of(kv, "c") > await revision_of(kv, "b") > first
 
 
+@pytest.mark.parametrize(
+    ("statement", "payloads"),
+    [
+        ("UPDATE kv SET value = '2' WHERE key = 'a'", {"a"}),
+        ("UPDATE kv SET value = '2' WHERE key = 'missing'", set()),
+        ("UPDATE kv SET key = 'b' WHERE key = 'a'", {"", "b"}),
+        ("INSERT INTO kv SELECT n::text, '0' FROM generate_series(1, 3) AS n", {"1", "2", "3"}),
+        ("INSERT INTO kv SELECT n::text, '0' FROM generate_series(1, 101) AS n", {""}),
+        ("INSERT INTO kv VALUES (repeat('long', 200), '0'), ('short', '0')", {"", "short"}),
+        ("DELETE FROM kv", {"a"}),
+        ("TRUNCATE kv", {""}),
+    ],
+)
+async def test_what_changes_is_told_by_key_unless_it_is_too_much(
+    kv: KeyValues, plain: AsyncConnection, statement: str, payloads: set[str]
+) -> None:
+    await kv.set("a", 1)
+    await plain.execute("LISTEN assistant_kv")
+    await plain.execute(statement.encode())
+    await plain.execute("SELECT pg_notify('assistant_kv', 'the end')")
+    told = [hint.payload async for hint in plain.notifies(timeout=10, stop_after=len(payloads) + 1)]
+    assert (set(told), told[-1]) == ({*payloads, "the end"}, "the end")
+
+
 async def test_the_board_written_by_a_stranger_makes_transitions(
     plain: AsyncConnection, stranger: AsyncConnection
 ) -> None:

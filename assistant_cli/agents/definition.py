@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 from ..clock import SystemClock
 from ..durations import parse_duration, parse_interval
 from ..errors import AssistantError, BadDataError, ConfigurationError, UsageError
-from ..messages import check_content
+from ..messages import check_content, is_conversation
 from ..store.board import check_agent
-from ..store.inbox import is_conversation
 from ..timing import host_zone, plan_cron
 from . import AGENTS
 

@@ -6,11 +6,13 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from copy import copy
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.main import get_group
+from typer.main import get_command_name, get_group
 
 from .. import __version__
 from ..errors import AssistantError, ClosedPipeError, OutputError, UsageError
@@ -99,14 +101,26 @@ class Root(commands.Group):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
-        return name, None if name is None else load_command(name), rest
+        return name, None if name is None else load_command(name, rest), rest
 
 
-def load_command(name: str) -> Any:
-    """A command with all that it takes."""
+def load_command(name: str, words: Sequence[str] = ()) -> Any:
+    """A command with all that it takes; of a group, where words call one of it, only that one."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     import_module(f".{COMMANDS[name][0]}", __package__).register(app)
+    for group in app.registered_groups:
+        group.typer_instance = _narrow(group.typer_instance, words[:1])
     return get_group(app).commands[name]
+
+
+def _narrow(group: Any, called: Sequence[str]) -> Any:
+    narrowed = copy(group)
+    narrowed.registered_commands = [
+        command
+        for command in group.registered_commands
+        if (command.name or get_command_name(command.callback.__name__)) in called
+    ]
+    return narrowed if narrowed.registered_commands else group
 
 
 def create_app() -> typer.Typer:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from ..crash_points import reach
 from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, LeaseLostError
-from ..json_values import dump_json, load_json
+from ..json_values import check_text, load_json
 from ..messages import AgentStatus
 from .batches import Batches, Write
 from .database import Database
@@ -204,7 +204,7 @@ def _check_entry(entry: Mapping[str, Any]) -> dict[str, str | None]:
     if detail is not None and not isinstance(detail, str):
         raise BadDataError("the detail of an entry is text or None")
     if detail is not None:
-        dump_json(detail)
+        check_text(detail)
         if len(detail.encode()) > MAX_DETAIL_BYTES:
             raise BadDataError(f"the detail of an entry has at most {MAX_DETAIL_BYTES:,} bytes")
     return {"status": check_status(str(entry["status"])), "detail": detail}

@@ -15,10 +15,10 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 _TRIGGERS = {
     "assistant_stamp",
+    "assistant_stamp_again",
     "assistant_notify_insert",
     "assistant_notify_update",
     "assistant_notify_delete",
-    "assistant_notify_rename",
     "assistant_notify_truncate",
     "assistant_record_board_insert",
     "assistant_record_board_update",

@@ -26,12 +26,6 @@ SENT = "sent"
 AGENT = "conversation"
 
 
-def is_conversation(agent: str) -> bool:
-    """Whether an agent answers messages: `conversation`, or a further worker, `conversation@b`."""
-    kind, at, name = agent.partition("@")
-    return kind == AGENT and bool(name) == bool(at)
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a message has come; `partial` while a reply comes, `reply` once it is there."""

@@ -11,10 +11,10 @@ from psycopg.rows import class_row, dict_row
 
 from ..active_hours import start_of_day
 from ..clock import SystemClock
+from ..messages import is_conversation
 from ..process_identity import ProcessIdentity, known_dead
 from .database import Connection, Database
 from .follow import Hints, follow
-from .inbox import is_conversation
 from .queries import load_queries
 from .turns import Spend, read_spend
 

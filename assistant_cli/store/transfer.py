@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Iterable
 from typing import Literal
 
 from psycopg import AsyncClientCursor
+from psycopg.abc import PQGen
+from psycopg.errors import error_from_result
+from psycopg.generators import fetch_many
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+from psycopg.waiting import Wait
 
 from ..errors import BadDataError, ConflictError
 from ..json_values import check_entry_line
 from .database import Connection, Database
 from .queries import load_queries
+from .watch import key_range
 
 _SQL = load_queries(__file__)
 _BLOCK_CHARACTERS = 1 << 16
-_LINE_END = re.compile(r"[\r\n]")
+_DELIMITER = b"\x02"
 
 OnConflict = Literal["fail", "skip", "replace"]
 
@@ -25,10 +31,41 @@ async def export_lines(database: Database, prefix: str) -> AsyncGenerator[bytes]
     async with (
         database.connection(patience=None) as connection,
         AsyncClientCursor(connection) as cursor,
-        cursor.copy(_SQL["export"], {"prefix": prefix}) as copy,
+        cursor.copy(_SQL["export"], key_range(prefix)),
     ):
-        async for block in copy:
-            yield bytes(block)
+        while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            yield await connection.wait(_read_block(connection.pgconn))
+
+
+def _read_block(connection: PGconn) -> PQGen[bytes]:
+    """The lines that have come; at the end, none. psycopg would hand on each row by itself."""
+    rows: list[memoryview] = []
+    take = connection.get_copy_data
+    while not rows:
+        connection.consume_input()
+        while (taken := take(1))[0] > 0:
+            rows.append(taken[1])
+        if taken[0] < 0:
+            yield from _finish_copy(connection)
+            break
+        if not rows:
+            yield Wait.R
+    return _lines(rows)
+
+
+def _finish_copy(connection: PGconn) -> PQGen[None]:
+    for result in (yield from fetch_many(connection)):
+        if result.status != ExecStatus.COMMAND_OK:
+            raise error_from_result(result)
+
+
+def _lines(rows: list[memoryview]) -> bytes:
+    """Export lines of keys and values; the server would take longer to put them together."""
+    if not rows:
+        return b""
+    text = b"".join(rows).removesuffix(b"\n")
+    text = text.replace(b"\n", b'}\n{"key": ').replace(_DELIMITER, b', "value": ')
+    return b'{"key": %b}\n' % text
 
 
 async def import_lines(
@@ -65,7 +102,7 @@ async def _copy_in(connection: Connection, lines: Iterable[str]) -> int:
             except BadDataError as error:
                 raise BadDataError(f"line {number}: {error}; nothing was imported") from None
             # Between tokens, the only place JSON allows them, the ends of lines mean nothing.
-            block.append(_LINE_END.sub(" ", line.strip()))
+            block.append(line.strip().replace("\r", " ").replace("\n", " "))
             count += 1
             size += len(line)
             if size > _BLOCK_CHARACTERS:

@@ -1,9 +1,10 @@
 -- name: export
 -- CSV with a delimiter and a quote that JSON text cannot contain comes out unescaped.
 COPY (
-    SELECT '{"key": ' || to_json(key)::text || ', "value": ' || value::text || '}'
+    SELECT to_json(key), value
     FROM public.kv
-    WHERE starts_with(key, %(prefix)s)
+    WHERE key COLLATE "C" >= %(start)s
+        AND key COLLATE "C" < %(end)s
         AND (expires_at IS NULL OR expires_at > clock_timestamp())
     ORDER BY key COLLATE "C"
 ) TO STDOUT (FORMAT csv, DELIMITER E'\x02', QUOTE E'\x01');

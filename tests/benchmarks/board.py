@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb
 
 from assistant_cli.store.board import StatusBoard
@@ -17,6 +21,8 @@ from .measuring import Contestants, Goal, Row, Size
 from .server import UPSERT, PgBench, Server, median_latency, opened, rate
 
 UPDATERS = 32
+NODE_PG = os.environ.get("ASSISTANT_TEST_NODE_PG")
+_UPSTREAM = Path(__file__).with_name("upstream.js")
 _BOARD = (
     '{"conversation": {"status": "idle", "detail": null}, '
     '"heartbeat": {"status": "running", "detail": "step %s"}}'
@@ -108,6 +114,45 @@ async def in_processes(server: Server, size: Size) -> AsyncIterator[Contestants]
             await process.wait()
 
 
+@asynccontextmanager
+async def beside_upstream(
+    server: Server, size: Size, *, updaters: int
+) -> AsyncIterator[Contestants]:
+    """The latency of one updater, or what many do in a second; alone where there is no node-pg."""
+    plain = server.plain()
+    async with opened(await server.migrated()) as database:
+        board = StatusBoard(database)
+
+        async def update(task: int, number: int) -> None:
+            await board.update(f"agent-{task}", entry(number))
+
+        async def ours() -> float:
+            if updaters > 1:
+                return await rate(update, updaters, size.seconds)
+            return await median_latency(partial(update, 0), size.seconds)
+
+        async def theirs() -> float:
+            figures = _run_upstream(plain, updaters, size.seconds)
+            return figures[0] if updaters > 1 else figures[1]
+
+        contestants: Contestants = {"board.update": ours}
+        yield {**contestants, "upstream, node-pg": theirs} if NODE_PG else contestants
+
+
+def _run_upstream(dsn: str, updaters: int, seconds: float) -> list[float]:
+    """The updates a second, and the median milliseconds of one."""
+    found = conninfo_to_dict(dsn)
+    where = ",".join(str(found[name]) for name in ("host", "port", "dbname", "user"))
+    done = subprocess.run(
+        ["node", _UPSTREAM, where, str(updaters), str(seconds)],
+        env={**os.environ, "NODE_PATH": f"{NODE_PG}/node_modules"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [float(figure) for figure in done.stdout.split()]
+
+
 async def update_on_request(dsn: str, agent: str) -> None:
     """Update as long as each line of stdin says, in seconds; print the updates a second."""
     async with opened(dsn) as database:
@@ -134,6 +179,16 @@ ROWS = {
     ),
     "board-32-processes": Row(
         "board updates, 32 processes", "/s", in_processes, Goal(0.7, at_least=True)
+    ),
+    "board-upstream": Row(
+        "board update, one updater, and the upstream system's",
+        "ms",
+        partial(beside_upstream, updaters=1),
+    ),
+    "board-32-upstream": Row(
+        "board updates, 32 updaters in one process, and the upstream system's",
+        "/s",
+        partial(beside_upstream, updaters=UPDATERS),
     ),
 }
 
