@@ -6,34 +6,24 @@ All choices follow from the seed; the moments at which they meet the work do not
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, assert_never
-
-from psycopg.conninfo import make_conninfo
 
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
+from .actor import Actor
 from .checker import check
-from .client import EPOCH_VARIABLE, RENEWAL_VARIABLE
 from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
-from .plan import Fault, Kill, Leave, Network, Plan, Restart, Stop, Terminate
+from .injection import Injector
+from .plan import Plan
+from .proxy import Proxy
 from .server import Server
-
-MODEL = "command:sleep 0.02; sed 's/^/re: /'"
-
-_KILLED = -signal.SIGKILL
-_ASKED_TO_END = {0, -signal.SIGTERM, 128 + signal.SIGTERM}
-"""How a process ends that is asked to, also before it is ready for that, or twice."""
 
 
 @dataclass
@@ -47,6 +37,7 @@ class Report:
     deliveries: int = 0
     messages: int = 0
     retried: int = 0
+    takeovers: list[float] = field(default_factory=list)
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -55,74 +46,16 @@ class Report:
         return (
             f"seed {self.seed}: {self.seconds:.0f}s; {faults}; {self.operations} calls "
             f"({self.unknown} with unknown outcome), {self.deliveries} deliveries, "
-            f"{self.messages} messages ({self.retried} retried by hand); "
+            f"{self.messages} messages ({self.retried} retried by hand); {self._taken_over()}"
             f"{len(self.violations)} violations"
         )
 
-
-class Actor:
-    """A process with a role; started again it has another name, and so another history."""
-
-    def __init__(self, role: str, number: int, plan: Plan, folder: Path, dsn: str) -> None:
-        self.role = role
-        self._stem = f"{role}{number}"
-        self._plan = plan
-        self._folder = folder
-        self._dsn = dsn
-        self._lives = 0
-        self.process: subprocess.Popen[bytes]
-        self.start()
-
-    @property
-    def name(self) -> str:
-        return f"{self._stem}-{self._lives}"
-
-    def start(self) -> None:
-        self._lives += 1
-        self._asked = False
-        dsn = make_conninfo(self._dsn, application_name=self.name)
-        if self.role == "host":
-            command = ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
-        else:
-            seed = f"{self._plan.seed}/{self.name}"
-            folder = str(self._folder)
-            command = ["tests.faults.client", self.role, self.name, seed, folder, dsn]
-        with (self._folder / f"{self.name}.err").open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=self._plan.project,
-                env={
-                    **os.environ,
-                    "ASSISTANT_DATABASE_URL": dsn,
-                    RENEWAL_VARIABLE: str(self._plan.renewal),
-                    EPOCH_VARIABLE: str(self._plan.epoch),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """End the process, and a model's command that it may have started is left alone."""
-        self.process.kill()
-        self.process.wait()
-
-    def leave(self) -> None:
-        """Ask the process to end."""
-        self._asked = True
-        self.process.send_signal(signal.SIGTERM)
-
-    def complaint(self) -> str | None:
-        """What is wrong about the way in which the process ended by itself, if anything."""
-        code = self.process.returncode
-        # A host leaves when it lost its lease, or found no database when it started.
-        if code == _KILLED or (self.role == "host" and code in {5, 69}):
-            return None
-        if (self._asked or self.role == "watch") and code in _ASKED_TO_END:
-            return None
-        said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
-        return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
+    def _taken_over(self) -> str:
+        if not self.takeovers:
+            return ""
+        times = sorted(self.takeovers)
+        median, longest = times[len(times) // 2], times[-1]
+        return f"taken over after {median:.1f} s, at most {longest:.1f} s; "
 
 
 async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
@@ -134,14 +67,15 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
     began = time.monotonic()
     report = Report(plan.seed)
     server = Server(home)
-    async with server.serve():
+    async with server.serve(), AsyncExitStack() as networks:
         campaign = _Campaign(plan, server, folder, report)
         try:
+            await campaign.populate(networks)
             await campaign.rage()
             await campaign.settle()
         finally:
             campaign.end()
-        final = campaign.final()
+        final = await campaign.final()
     keep_final(final, folder)
     history = read_history(folder)
     report.operations = len(history.operations)
@@ -158,26 +92,37 @@ class _Campaign:
     def __init__(self, plan: Plan, server: Server, folder: Path, report: Report) -> None:
         self._plan = plan
         self._server = server
+        self._folder = folder
         self._report = report
         self._choices = random.Random(f"{plan.seed}/pauses")
-        self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[str] = []
         self._retried: list[str] = []
-        self._actors = [
-            Actor(role, number, plan, folder, server.far if number % 2 else server.near)
-            for number, role in enumerate(plan.roles)
-        ]
+        self._actors: list[Actor] = []
+        self._networks: dict[Actor, Proxy] = {}
+        self._injector = Injector(plan, server, self._actors, self._networks)
+
+    async def populate(self, networks: AsyncExitStack) -> None:
+        """Start everybody; where hosts are to be isolated, each has a network of its own."""
+        for number, role in enumerate(self._plan.roles):
+            dsn = self._server.far if number % 2 else self._server.near
+            network = None
+            if role == "host" and self._plan.isolations:
+                network = self._server.new_network()
+                await networks.enter_async_context(network.serve())
+                dsn = self._server.over(network)
+            actor = Actor(role, number, self._plan, self._folder, dsn)
+            self._actors.append(actor)
+            if network is not None:
+                self._networks[actor] = network
 
     async def rage(self) -> None:
         """Inject all faults; whoever dies is started again."""
         supervising = asyncio.create_task(self._supervise())
         await self._await_start()
         for fault in self._plan.faults():
-            await self._inject(fault)
-            name = type(fault).__name__.lower()
-            self._report.counts[name] = self._report.counts.get(name, 0) + 1
+            await self._injector.inject(fault)
             await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
-        await asyncio.gather(asyncio.sleep(self._plan.calm), *self._tasks)
+        await asyncio.gather(asyncio.sleep(self._plan.calm), self._injector.finish())
         supervising.cancel()
 
     async def _await_start(self) -> None:
@@ -186,61 +131,13 @@ class _Campaign:
         missing = {actor.name for actor in self._actors}
         while missing:
             await asyncio.sleep(self._plan.pace)
-            missing -= {row["application_name"] for row in self._server.query(connected)}
+            missing -= {row["application_name"] for row in await self._server.query(connected)}
 
     async def _supervise(self) -> None:
         while True:
             for actor in self._actors:
-                self._revive(actor)
+                self._injector.revive(actor)
             await asyncio.sleep(0.05)
-
-    def _revive(self, actor: Actor) -> None:
-        if actor.process.poll() is not None:
-            complaint = actor.complaint()
-            if complaint is not None:
-                self._report.violations.append(complaint)
-            actor.start()
-
-    async def _inject(self, fault: Fault) -> None:
-        match fault:
-            case Kill(actor):
-                self._revive(self._actors[actor])
-                self._actors[actor].kill()
-            case Leave(actor):
-                self._revive(self._actors[actor])
-                self._actors[actor].leave()
-            case Stop(actor, seconds):
-                self._meanwhile(self._stop(self._actors[actor].process, seconds))
-            case Restart(how):
-                await self._server.restart(how)
-            case Terminate(share):
-                self._server.query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-                    "AND random() < %s",
-                    share,
-                )
-            case Network("reset", _):
-                self._server.proxy.reset()
-            case Network(kind, seconds):
-                self._meanwhile(self._spoil(kind, seconds))
-            case _:
-                assert_never(fault)
-
-    def _meanwhile(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        process.send_signal(signal.SIGCONT)
-
-    async def _spoil(self, kind: Any, seconds: float) -> None:
-        self._server.proxy.spoil(kind)
-        await asyncio.sleep(seconds)
-        self._server.proxy.mend()
 
     async def settle(self) -> None:
         """Let everybody finish: clients, then the agents, then the watchers."""
@@ -251,14 +148,13 @@ class _Campaign:
         if answering:
             await self._await_answers(answering)
         await self._await_end(answering)
-        self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
+        await self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
         self._watchers = [actor.name for actor in watching]
         await self._await_end(watching, ask=False)
 
     async def _await_end(self, actors: Sequence[Actor], ask: bool = True) -> None:
         for actor in actors:
-            if actor.process.poll() is not None:
-                self._revive(actor)
+            self._injector.revive(actor)
             if ask:
                 actor.leave()
         deadline = time.monotonic() + self._plan.patience
@@ -276,24 +172,26 @@ class _Campaign:
         open_states += "state <> 'answered' AND source = 'cli'"
         deadline = time.monotonic() + 3 * self._plan.patience
         database = Database(self._server.near)
-        while (rows := self._server.query(open_states)) and time.monotonic() < deadline:
+        while (rows := await self._server.query(open_states)) and time.monotonic() < deadline:
             failed = [row for row in rows if row["state"] == "failed"]
             self._retried += [str(row["id"]) for row in failed]
             for turn in {row["turn_id"] for row in failed}:
                 await inbox.retry_turn(database, turn)
             for actor in answering:
-                self._revive(actor)
+                self._injector.revive(actor)
             await asyncio.sleep(0.1)
         await database.close()
 
     def end(self) -> None:
         """Leave no process behind."""
-        for task in self._tasks:
-            task.cancel()
+        self._injector.end()
         for actor in self._actors:
             actor.kill()
 
-    def final(self) -> Final:
+    async def final(self) -> Final:
         """What is stored now."""
-        final = read_store(self._server.near)
+        self._report.counts = self._injector.counts
+        self._report.takeovers = self._injector.takeovers
+        self._report.violations += self._injector.violations
+        final = read_store(self._server.admin)
         return replace(final, watchers=self._watchers, retried=self._retried)

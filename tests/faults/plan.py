@@ -58,7 +58,22 @@ class Network:
     seconds: float
 
 
-Fault = Kill | Leave | Stop | Restart | Terminate | Network
+@dataclass(frozen=True)
+class Isolate:
+    """The network of whoever holds the agents freezes, that of its successor as well, and so on.
+
+    Attributes:
+        holders: how many, one after the other.
+        others: the share of those that stand by whose network freezes with the first of them.
+        seconds: how long it lasts once the last of them has a successor.
+    """
+
+    holders: int
+    others: float
+    seconds: float
+
+
+Fault = Kill | Leave | Stop | Restart | Terminate | Network | Isolate
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,7 @@ class Plan:
     """What a campaign does.
 
     Attributes:
+        isolations: how often the holders are cut off, each host by a network of its own.
         pace: the mean pause between two faults, in seconds.
         calm: seconds of work after the last fault.
         patience: seconds in which everybody must come to an end afterwards.
@@ -79,6 +95,7 @@ class Plan:
     kills: int = 0
     restarts: int = 0
     others: int = 0
+    isolations: int = 0
     pace: float = 0.6
     calm: float = 0.0
     patience: float = 30.0
@@ -112,5 +129,8 @@ class Plan:
                 *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
             ]
             faults.append(choices.choice(others))
+        for _ in range(self.isolations):
+            share = choices.choice([0.0, 0.5])
+            faults.append(Isolate(choices.choice([1, 1, 2, 3]), share, choices.uniform(0, lease)))
         choices.shuffle(faults)
         return faults

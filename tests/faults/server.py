@@ -22,7 +22,7 @@ from assistant_cli.store.migrations import migrate
 from assistant_cli.store.schedules import add_schedule
 from assistant_cli.timing import plan_every
 
-from .final import SCHEDULED
+from .final import SCHEDULED, WITNESS
 from .proxy import Proxy
 
 
@@ -31,13 +31,21 @@ class Server:
 
     def __init__(self, home: Path) -> None:
         self._embedded = EmbeddedPostgres(home)
-        self.proxy = Proxy(self._embedded.folder / "socket" / ".s.PGSQL.5432")
-        self.near = self._embedded.dsn()
+        self.proxy = self.new_network()
+        self.near = self.admin = self._embedded.dsn()
 
     @property
     def far(self) -> str:
         """How to connect over the network that can be made bad."""
-        port = str(self.proxy.port)
+        return self.over(self.proxy)
+
+    def new_network(self) -> Proxy:
+        """Another network before this server, which is still to be served."""
+        return Proxy(self._embedded.folder / "socket" / ".s.PGSQL.5432")
+
+    def over(self, network: Proxy) -> str:
+        """How to connect over a network."""
+        port = str(network.port)
         return make_conninfo(self.near, host="127.0.0.1", port=port, sslmode="disable")
 
     @asynccontextmanager
@@ -49,6 +57,7 @@ class Server:
             every_second = plan_every("1s", datetime.now(UTC))
             await add_schedule(database, SCHEDULED, every_second, action="say")
             await database.close()
+            await self.query(WITNESS)
             async with self.proxy.serve():
                 yield
         finally:
@@ -63,7 +72,10 @@ class Server:
                 await asyncio.sleep(0.02)
         await self._embedded.start(lambda _: None)
 
-    def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
-        with psycopg.connect(self.near, autocommit=True, row_factory=dict_row) as connection:
-            cursor = connection.execute(text.encode(), parameters)
-            return cursor.fetchall() if cursor.description else []
+    async def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
+        connecting = psycopg.AsyncConnection.connect(
+            self.admin, autocommit=True, row_factory=dict_row
+        )
+        async with await connecting as connection:
+            cursor = await connection.execute(text.encode(), parameters)
+            return await cursor.fetchall() if cursor.description else []
