@@ -143,14 +143,17 @@ class _Campaign:
         """Let everybody finish: clients, then the agents, then the watchers."""
         watching = [actor for actor in self._actors if actor.role == "watch"]
         answering = [actor for actor in self._actors if actor.role in {"host", "answer"}]
-        others = [actor for actor in self._actors if actor not in [*watching, *answering]]
+        shells = [actor for actor in self._actors if actor.role == "shell"]
+        others = [a for a in self._actors if a not in [*watching, *answering, *shells]]
         await self._await_end(others)
         if answering:
             await self._await_answers(answering)
         await self._await_end(answering)
         await self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
-        self._watchers = [actor.name for actor in watching]
+        self._watchers = [actor.name for actor in [*watching, *shells]]
         await self._await_end(watching, ask=False)
+        await self._await_marker(shells)
+        await self._await_end(shells)
 
     async def _await_end(self, actors: Sequence[Actor], ask: bool = True) -> None:
         for actor in actors:
@@ -165,6 +168,13 @@ class _Campaign:
                 self._report.violations.append(f"{actor.name} did not end")
             elif complaint := actor.complaint():
                 self._report.violations.append(complaint)
+
+    async def _await_marker(self, shells: Sequence[Actor]) -> None:
+        """Wait until scripts have read all that was told them."""
+        deadline = time.monotonic() + self._plan.patience
+        for shell in shells:
+            while not shell.ear.knows(MARKER) and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     async def _await_answers(self, answering: Sequence[Actor]) -> None:
         """Wait until nothing waits; what failed because its hosts were killed is tried again."""
@@ -191,6 +201,9 @@ class _Campaign:
     async def final(self) -> Final:
         """What is stored now."""
         self._report.counts = self._injector.counts
+        broken = await self._server.query("SELECT sum(deadlocks)::int AS n FROM pg_stat_database")
+        # Since the server crashed last, which forgets how many there were.
+        self._report.counts["broken deadlock"] = broken[0]["n"]
         self._report.takeovers = self._injector.takeovers
         self._report.violations += self._injector.violations
         final = read_store(self._server.admin)

@@ -8,17 +8,38 @@ import signal
 import subprocess
 import time
 from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Any, assert_never
+
+import psycopg
 
 from .actor import Actor
 from .client import LEASE
-from .plan import Fault, Isolate, Kill, Leave, Network, Plan, Restart, Stop, Terminate
+from .plan import (
+    Crowd,
+    Deadlock,
+    Deafen,
+    Fault,
+    Isolate,
+    Kill,
+    Leave,
+    Network,
+    Plan,
+    Restart,
+    Setting,
+    Stop,
+    Terminate,
+)
 from .proxy import Proxy
 from .server import Server
 
 _SLACK_SECONDS = 4.0
 """What a take-over may take beyond the lease, on a busy machine."""
 
+_END_SHARE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE backend_type = 'client backend' AND application_name <> '' AND random() < %s
+"""
 _HOLDER = "SELECT token, pid FROM assistant.leases WHERE agent = 'conversation'"
 
 
@@ -53,26 +74,20 @@ class Injector:
             case Leave(actor):
                 self.revive(self._actors[actor])
                 self._actors[actor].leave()
-            case Stop(actor, seconds):
-                self._meanwhile(self._stop(self._actors[actor].process, seconds))
             case Restart(how):
                 await self._server.restart(how)
             case Terminate(share):
-                await self._server.query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-                    "AND random() < %s",
-                    share,
-                )
+                await self._server.query(_END_SHARE, share)
             case Network("reset", _):
                 self._server.proxy.reset()
-            case Network(kind, seconds):
-                self._meanwhile(self._spoil([self._server.proxy], kind, seconds))
             case Isolate(holders, others, seconds):
                 await self._isolate(holders, others, seconds)
             case _:
-                assert_never(fault)
-        name = type(fault).__name__.lower()
+                self._meanwhile(self._endure(fault))
+        self.count(type(fault).__name__.lower())
+
+    def count(self, name: str) -> None:
+        """Count what was brought about."""
         self.counts[name] = self.counts.get(name, 0) + 1
 
     def revive(self, actor: Actor) -> None:
@@ -95,6 +110,25 @@ class Injector:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _endure(
+        self, fault: Stop | Network | Setting | Deadlock | Crowd | Deafen
+    ) -> Coroutine[Any, Any, None]:
+        match fault:
+            case Stop(actor, seconds):
+                return self._stop(self._actors[actor].process, seconds)
+            case Network(kind, seconds):
+                return self._spoil([self._server.proxy], kind, seconds)
+            case Setting(setting, value, seconds):
+                return self._set(setting, value, seconds)
+            case Deadlock(tables, seconds):
+                return self._lock(tables, seconds)
+            case Crowd(seconds):
+                return self._crowd(seconds)
+            case Deafen(actor, seconds):
+                return self._deafen(self._actors[actor], seconds)
+            case _:
+                assert_never(fault)
+
     async def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         process.send_signal(signal.SIGSTOP)
         await asyncio.sleep(seconds)
@@ -106,6 +140,48 @@ class Injector:
         await asyncio.sleep(seconds)
         for network in networks:
             network.mend()
+
+    async def _set(self, name: str, value: str, seconds: float) -> None:
+        await self._server.query(f"ALTER SYSTEM SET {name} = '{value}'")
+        await self._server.query("SELECT pg_reload_conf()")
+        await asyncio.sleep(seconds)
+        await self._server.query(f"ALTER SYSTEM RESET {name}")
+        await self._server.query("SELECT pg_reload_conf()")
+
+    async def _lock(self, tables: Sequence[str], seconds: float) -> None:
+        """Lock tables one after the other; whoever else is part of a deadlock loses it."""
+        with suppress(psycopg.OperationalError):
+            async with await self._server.connect() as connection, connection.transaction():
+                await connection.execute("SET LOCAL deadlock_timeout = '1min'")
+                for table in tables:
+                    await connection.execute(f"LOCK TABLE {table} IN SHARE MODE".encode())
+                    await asyncio.sleep(seconds)
+
+    async def _crowd(self, seconds: float) -> None:
+        """Take connections as long as there are any, also those that are given back meanwhile."""
+        until = time.monotonic() + seconds
+        refused = False
+        async with await self._server.connect() as admin, AsyncExitStack() as crowd:
+            while not refused or time.monotonic() < until:
+                with suppress(psycopg.OperationalError):
+                    taken = await psycopg.AsyncConnection.connect(self._server.admin)
+                    await crowd.enter_async_context(taken)
+                    continue
+                if not refused:
+                    refused = True
+                    with suppress(psycopg.OperationalError):
+                        await admin.execute(_END_SHARE, (0.5,))
+                await asyncio.sleep(0.01)
+
+    async def _deafen(self, shell: Actor, seconds: float) -> None:
+        with suppress(psycopg.OperationalError):
+            async with await self._server.connect() as listener:
+                await listener.execute("LISTEN assistant_kv")
+                await listener.execute("BEGIN")
+                await listener.execute("SELECT FROM kv LIMIT 1")
+                shell.ear.close()
+                await asyncio.sleep(seconds)
+        shell.ear.open()
 
     async def _isolate(self, count: int, others: float, seconds: float) -> None:
         """Freeze the network of one holder after the other, then thaw them all together."""

@@ -11,7 +11,22 @@ from typing import Any
 from .client import LEASE
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2}
+EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2, "shell": 1}
+
+NETWORKS = ["reset", "delay", "freeze", "lose requests", "lose answers"]
+SETTINGS = [
+    ("statement_timeout", "1ms"),
+    ("statement_timeout", "20ms"),
+    ("lock_timeout", "1ms"),
+    ("default_transaction_read_only", "on"),
+]
+TABLES = [
+    "public.kv",
+    "assistant.messages",
+    "assistant.turns",
+    "assistant.leases",
+    "assistant.board_events",
+]
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,41 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The administrator sets a parameter of the server for a while."""
+
+    name: str
+    value: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Deadlock:
+    """The administrator locks two tables in an order of their own, the second after a pause.
+
+    Whoever waits for the first since less than `deadlock_timeout`, 1 s, and holds the second loses.
+    """
+
+    tables: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Somebody takes all connections of the server, also some that were taken, for a while."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Deafen:
+    """A script does not read what `kv watch` tells it; another program listens and never reads."""
+
+    actor: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Isolate:
     """The network of whoever holds the agents freezes, that of its successor as well, and so on.
 
@@ -73,7 +123,19 @@ class Isolate:
     seconds: float
 
 
-Fault = Kill | Leave | Stop | Restart | Terminate | Network | Isolate
+Fault = (
+    Kill
+    | Leave
+    | Stop
+    | Restart
+    | Terminate
+    | Network
+    | Setting
+    | Deadlock
+    | Crowd
+    | Deafen
+    | Isolate
+)
 
 
 @dataclass(frozen=True)
@@ -113,24 +175,39 @@ class Plan:
         """The faults in their order."""
         choices = random.Random(self.seed)
         everybody = range(len(self.roles))
-        hosts = [actor for actor in everybody if self.roles[actor] == "host"]
         ways = [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
-        networks = ["reset", "delay", "freeze", "lose requests", "lose answers"]
         lease = LEASE.total_seconds()
         faults: list[Fault] = [
             *(Kill(choices.choice(everybody)) for _ in range(self.kills)),
             *(Restart(choices.choice(ways)) for _ in range(self.restarts)),
         ]
-        for _ in range(self.others):
-            others: list[Fault] = [
-                Stop(choices.choice(everybody), choices.uniform(lease, 2 * lease)),
-                Terminate(choices.choice([0.2, 1.0])),
-                Network(choices.choice(networks), choices.uniform(0.2, 2 * lease)),
-                *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
-            ]
-            faults.append(choices.choice(others))
+        while len(faults) < self.kills + self.restarts + self.others:
+            # All kinds come about equally often.
+            kinds = self._others(choices)
+            choices.shuffle(kinds)
+            faults += kinds[: self.kills + self.restarts + self.others - len(faults)]
         for _ in range(self.isolations):
             share = choices.choice([0.0, 0.5])
             faults.append(Isolate(choices.choice([1, 1, 2, 3]), share, choices.uniform(0, lease)))
         choices.shuffle(faults)
         return faults
+
+    def _others(self, choices: random.Random) -> list[Fault]:
+        """One of each other kind."""
+        everybody = range(len(self.roles))
+        hosts = [actor for actor in everybody if self.roles[actor] == "host"]
+        shells = [actor for actor in everybody if self.roles[actor] == "shell"]
+        lease = LEASE.total_seconds()
+        return [
+            Stop(choices.choice(everybody), choices.uniform(lease, 2 * lease)),
+            Terminate(choices.choice([0.2, 1.0])),
+            Network(choices.choice(NETWORKS), choices.uniform(0.2, 2 * lease)),
+            *(Leave(choices.choice(hosts)) for _ in hosts[:1]),
+            Setting(*choices.choice(SETTINGS), choices.uniform(0.2, lease)),
+            Deadlock(tuple(choices.sample(TABLES, 2)), choices.uniform(0.1, 0.8)),
+            Crowd(choices.uniform(0.5, lease)),
+            *(
+                Deafen(choices.choice(shells), choices.uniform(lease, 4 * lease))
+                for _ in shells[:1]
+            ),
+        ]

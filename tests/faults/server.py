@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -24,6 +25,9 @@ from assistant_cli.timing import plan_every
 
 from .final import SCHEDULED, WITNESS
 from .proxy import Proxy
+
+_PATIENCE_SECONDS = 30.0
+_UNLIMITED = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
 
 
 class Server:
@@ -72,10 +76,20 @@ class Server:
                 await asyncio.sleep(0.02)
         await self._embedded.start(lambda _: None)
 
+    async def connect(self) -> psycopg.AsyncConnection[dict[str, Any]]:
+        """Connect as the administrator, whom no fault refuses, at least not for long."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return await psycopg.AsyncConnection.connect(
+                    self.admin, autocommit=True, row_factory=dict_row, options=_UNLIMITED
+                )
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
     async def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
-        connecting = psycopg.AsyncConnection.connect(
-            self.admin, autocommit=True, row_factory=dict_row
-        )
-        async with await connecting as connection:
-            cursor = await connection.execute(text.encode(), parameters)
+        async with await self.connect() as connection:
+            cursor = await connection.execute(text.encode(), parameters or None)
             return await cursor.fetchall() if cursor.description else []

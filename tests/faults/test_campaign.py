@@ -17,7 +17,7 @@ SEED = int(os.environ.get("FAULTS_SEED", "4"))
 @pytest.mark.parametrize(
     "plan",
     [
-        pytest.param(Plan(SEED, kills=12, restarts=3, others=8), id="every fault"),
+        pytest.param(Plan(SEED, kills=12, restarts=3, others=16), id="every fault"),
         pytest.param(
             Plan(SEED, kills=2, calm=6, renewal=6, actors={"hold": 2, "send": 2, "host": 2}),
             id="leases that lapse",
