@@ -39,8 +39,8 @@ class PostgresServer:
         """Connects the owner to the server's own database."""
         return f"postgresql://{OWNER}:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
-    def create(self) -> None:
-        """Make the data of a new server."""
+    def create(self, *choices: str) -> None:
+        """Make the data of a new server, with further options of `initdb`."""
         secret = self._folder / "password"
         secret.write_text(PASSWORD)
         self._data.mkdir(mode=0o700)
@@ -48,6 +48,7 @@ class PostgresServer:
             self._account.take(path)
         options = [f"--pgdata={self._data}", f"--username={OWNER}", f"--pwfile={secret}"]
         options += ["--no-sync", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+        options += choices
         subprocess.run(
             [str(self._programs / "initdb"), *options],
             check=True,
@@ -80,6 +81,10 @@ class PostgresServer:
             **self._account.switch(),
         )
         eventually(lambda: answers(self.admin_dsn), "the server")
+
+    def has_ended(self) -> bool:
+        """Whether it is down, although it was started."""
+        return self._process is not None and self._process.poll() is not None
 
     def stop(self) -> None:
         """Stop it at once and in order, where it is up."""
