@@ -38,7 +38,8 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
-    """Mount a small disk on a folder while the block runs."""
+    """Mount a small disk on a folder, which is made, while the block runs."""
+    folder.mkdir()
     options = f"size={megabytes}m,mode=0711"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:

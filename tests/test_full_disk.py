@@ -57,7 +57,6 @@ class Machine:
 def machine(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[Machine]:
     """Its WAL lies on the same disk, or on one that has room."""
     with server_folder() as folder:
-        (folder / "disk").mkdir()
         (folder / "wal").mkdir(mode=0o700)
         initdb_account().take(folder / "wal")
         with small_disk(folder / "disk", MEGABYTES) as disk:

@@ -27,6 +27,9 @@ def main() -> int:
     parser.add_argument(
         "--isolations", type=int, default=0, help="how often the network of the holder freezes"
     )
+    parser.add_argument(
+        "--disk", type=int, default=0, help="megabytes of a disk that is full at times"
+    )
     parser.add_argument("--pace", type=float, default=0.6, help="mean seconds between faults")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only judge these histories")
@@ -42,6 +45,7 @@ def main() -> int:
         restarts=options.restarts,
         others=others,
         isolations=options.isolations,
+        disk=options.disk,
         pace=options.pace,
         actors={**EVERYBODY, "host": options.hosts},
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from assistant_cli.store import inbox
 from assistant_cli.store.database import Database
 
+from ..small_disk import SmallDisk, small_disk
 from .actor import Actor
 from .checker import check
 from .final import MARKER, Final, keep_final, read_store
@@ -24,6 +25,8 @@ from .injection import Injector
 from .plan import Plan
 from .proxy import Proxy
 from .server import Server
+
+_WRITE_MARKER = "INSERT INTO kv (key, value) VALUES (%s, '0') ON CONFLICT DO NOTHING"
 
 
 @dataclass
@@ -66,11 +69,13 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
     """
     began = time.monotonic()
     report = Report(plan.seed)
-    server = Server(home)
-    async with server.serve(), AsyncExitStack() as networks:
-        campaign = _Campaign(plan, server, folder, report)
+    async with AsyncExitStack() as stack:
+        disk = stack.enter_context(small_disk(home, plan.disk)) if plan.disk else None
+        server = Server(home)
+        await stack.enter_async_context(server.serve())
+        campaign = _Campaign(plan, server, disk, folder, report)
         try:
-            await campaign.populate(networks)
+            await campaign.populate(stack)
             await campaign.rage()
             await campaign.settle()
         finally:
@@ -89,7 +94,9 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
 
 
 class _Campaign:
-    def __init__(self, plan: Plan, server: Server, folder: Path, report: Report) -> None:
+    def __init__(
+        self, plan: Plan, server: Server, disk: SmallDisk | None, folder: Path, report: Report
+    ) -> None:
         self._plan = plan
         self._server = server
         self._folder = folder
@@ -99,7 +106,7 @@ class _Campaign:
         self._retried: list[str] = []
         self._actors: list[Actor] = []
         self._networks: dict[Actor, Proxy] = {}
-        self._injector = Injector(plan, server, self._actors, self._networks)
+        self._injector = Injector(plan, server, disk, self._actors, self._networks)
 
     async def populate(self, networks: AsyncExitStack) -> None:
         """Start everybody; where hosts are to be isolated, each has a network of its own."""
@@ -149,7 +156,7 @@ class _Campaign:
         if answering:
             await self._await_answers(answering)
         await self._await_end(answering)
-        await self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
+        await self._server.query(_WRITE_MARKER, MARKER)
         self._watchers = [actor.name for actor in [*watching, *shells]]
         await self._await_end(watching, ask=False)
         await self._await_marker(shells)

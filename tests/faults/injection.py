@@ -8,16 +8,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
-from typing import Any, assert_never
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 
+from ..small_disk import SmallDisk
 from .actor import Actor
 from .client import LEASE
 from .plan import (
-    Crowd,
-    Deadlock,
     Deafen,
     Fault,
     Isolate,
@@ -26,20 +25,17 @@ from .plan import (
     Network,
     Plan,
     Restart,
-    Setting,
     Stop,
+    Strain,
     Terminate,
 )
 from .proxy import Proxy
 from .server import Server
+from .strain import END_SHARE, strain
 
 _SLACK_SECONDS = 4.0
 """What a take-over may take beyond the lease, on a busy machine."""
 
-_END_SHARE = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-WHERE backend_type = 'client backend' AND application_name <> '' AND random() < %s
-"""
 _HOLDER = "SELECT token, pid FROM assistant.leases WHERE agent = 'conversation'"
 
 
@@ -53,12 +49,18 @@ class Injector:
     """
 
     def __init__(
-        self, plan: Plan, server: Server, actors: Sequence[Actor], networks: dict[Actor, Proxy]
+        self,
+        plan: Plan,
+        server: Server,
+        disk: SmallDisk | None,
+        actors: Sequence[Actor],
+        networks: dict[Actor, Proxy],
     ) -> None:
         self.counts: dict[str, int] = {}
         self.takeovers: list[float] = []
         self.violations: list[str] = []
         self._server = server
+        self._disk = disk
         self._actors = actors
         self._networks = networks
         self._patience = plan.patience
@@ -77,7 +79,7 @@ class Injector:
             case Restart(how):
                 await self._server.restart(how)
             case Terminate(share):
-                await self._server.query(_END_SHARE, share)
+                await self._server.query(END_SHARE, share)
             case Network("reset", _):
                 self._server.proxy.reset()
             case Isolate(holders, others, seconds):
@@ -106,28 +108,18 @@ class Injector:
             task.cancel()
 
     def _meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(asyncio.create_task(work))
 
-    def _endure(
-        self, fault: Stop | Network | Setting | Deadlock | Crowd | Deafen
-    ) -> Coroutine[Any, Any, None]:
+    def _endure(self, fault: Stop | Network | Deafen | Strain) -> Coroutine[Any, Any, None]:
         match fault:
             case Stop(actor, seconds):
                 return self._stop(self._actors[actor].process, seconds)
             case Network(kind, seconds):
                 return self._spoil([self._server.proxy], kind, seconds)
-            case Setting(setting, value, seconds):
-                return self._set(setting, value, seconds)
-            case Deadlock(tables, seconds):
-                return self._lock(tables, seconds)
-            case Crowd(seconds):
-                return self._crowd(seconds)
             case Deafen(actor, seconds):
                 return self._deafen(self._actors[actor], seconds)
             case _:
-                assert_never(fault)
+                return strain(self._server, self._disk, fault)
 
     async def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
         process.send_signal(signal.SIGSTOP)
@@ -140,38 +132,6 @@ class Injector:
         await asyncio.sleep(seconds)
         for network in networks:
             network.mend()
-
-    async def _set(self, name: str, value: str, seconds: float) -> None:
-        await self._server.query(f"ALTER SYSTEM SET {name} = '{value}'")
-        await self._server.query("SELECT pg_reload_conf()")
-        await asyncio.sleep(seconds)
-        await self._server.query(f"ALTER SYSTEM RESET {name}")
-        await self._server.query("SELECT pg_reload_conf()")
-
-    async def _lock(self, tables: Sequence[str], seconds: float) -> None:
-        """Lock tables one after the other; whoever else is part of a deadlock loses it."""
-        with suppress(psycopg.OperationalError):
-            async with await self._server.connect() as connection, connection.transaction():
-                await connection.execute("SET LOCAL deadlock_timeout = '1min'")
-                for table in tables:
-                    await connection.execute(f"LOCK TABLE {table} IN SHARE MODE".encode())
-                    await asyncio.sleep(seconds)
-
-    async def _crowd(self, seconds: float) -> None:
-        """Take connections as long as there are any, also those that are given back meanwhile."""
-        until = time.monotonic() + seconds
-        refused = False
-        async with await self._server.connect() as admin, AsyncExitStack() as crowd:
-            while not refused or time.monotonic() < until:
-                with suppress(psycopg.OperationalError):
-                    taken = await psycopg.AsyncConnection.connect(self._server.admin)
-                    await crowd.enter_async_context(taken)
-                    continue
-                if not refused:
-                    refused = True
-                    with suppress(psycopg.OperationalError):
-                        await admin.execute(_END_SHARE, (0.5,))
-                await asyncio.sleep(0.01)
 
     async def _deafen(self, shell: Actor, seconds: float) -> None:
         with suppress(psycopg.OperationalError):

@@ -101,6 +101,14 @@ class Crowd:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """The server's disk is full for a while; `panic`: also when it wants to write more WAL."""
+
+    panic: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Deafen:
     """A script does not read what `kv watch` tells it; another program listens and never reads."""
 
@@ -123,19 +131,8 @@ class Isolate:
     seconds: float
 
 
-Fault = (
-    Kill
-    | Leave
-    | Stop
-    | Restart
-    | Terminate
-    | Network
-    | Setting
-    | Deadlock
-    | Crowd
-    | Deafen
-    | Isolate
-)
+Strain = Setting | Deadlock | Crowd | Fill
+Fault = Kill | Leave | Stop | Restart | Terminate | Network | Strain | Deafen | Isolate
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,7 @@ class Plan:
 
     Attributes:
         isolations: how often the holders are cut off, each host by a network of its own.
+        disk: the megabytes of the server's disk, which is then full at times; 0: it is this host's.
         pace: the mean pause between two faults, in seconds.
         calm: seconds of work after the last fault.
         patience: seconds in which everybody must come to an end afterwards.
@@ -158,6 +156,7 @@ class Plan:
     restarts: int = 0
     others: int = 0
     isolations: int = 0
+    disk: int = 0
     pace: float = 0.6
     calm: float = 0.0
     patience: float = 30.0
@@ -206,6 +205,7 @@ class Plan:
             Setting(*choices.choice(SETTINGS), choices.uniform(0.2, lease)),
             Deadlock(tuple(choices.sample(TABLES, 2)), choices.uniform(0.1, 0.8)),
             Crowd(choices.uniform(0.5, lease)),
+            *(Fill(choices.random() < 0.5, choices.uniform(0.5, lease)) for _ in [0] if self.disk),
             *(
                 Deafen(choices.choice(shells), choices.uniform(lease, 4 * lease))
                 for _ in shells[:1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import psycopg
@@ -17,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from assistant_cli.embedded_postgres import EmbeddedPostgres
+from assistant_cli.errors import DatabaseUnreachableError
 from assistant_cli.server_process import find_postmaster
 from assistant_cli.store.database import Database
 from assistant_cli.store.migrations import migrate
@@ -25,6 +26,8 @@ from assistant_cli.timing import plan_every
 
 from .final import SCHEDULED, WITNESS
 from .proxy import Proxy
+
+T = TypeVar("T")
 
 _PATIENCE_SECONDS = 30.0
 _UNLIMITED = "-c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
@@ -69,27 +72,40 @@ class Server:
 
     async def restart(self, how: signal.Signals) -> None:
         postmaster = find_postmaster(self._embedded.data_folder)
-        assert postmaster is not None
-        postmaster.send_signal(how)
-        with suppress(psutil.NoSuchProcess):
-            while postmaster.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 (not ours)
-                await asyncio.sleep(0.02)
-        await self._embedded.start(lambda _: None)
+        if postmaster is not None:
+            postmaster.send_signal(how)
+            with suppress(psutil.NoSuchProcess):
+                while postmaster.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110 (not ours)
+                    await asyncio.sleep(0.02)
+        await self.bring_up()
+
+    async def bring_up(self) -> None:
+        """Start it where it is down, as soon as its disk and its connections allow."""
+        await _persist(lambda: self._embedded.start(lambda _: None), DatabaseUnreachableError)
 
     async def connect(self) -> psycopg.AsyncConnection[dict[str, Any]]:
-        """Connect as the administrator, whom no fault refuses, at least not for long."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                return await psycopg.AsyncConnection.connect(
-                    self.admin, autocommit=True, row_factory=dict_row, options=_UNLIMITED
-                )
-            except psycopg.OperationalError:
-                if time.monotonic() > deadline:
-                    raise
-            await asyncio.sleep(0.05)
+        """Connect as the administrator."""
+        return await psycopg.AsyncConnection.connect(
+            self.admin, autocommit=True, row_factory=dict_row, options=_UNLIMITED
+        )
 
     async def query(self, text: str, *parameters: Any) -> list[dict[str, Any]]:
-        async with await self.connect() as connection:
-            cursor = await connection.execute(text.encode(), parameters or None)
-            return await cursor.fetchall() if cursor.description else []
+        """Ask as the administrator, again and again while some fault is in the way."""
+
+        async def ask() -> list[dict[str, Any]]:
+            async with await self.connect() as connection:
+                cursor = await connection.execute(text.encode(), parameters or None)
+                return await cursor.fetchall() if cursor.description else []
+
+        return await _persist(ask, psycopg.OperationalError)
+
+
+async def _persist(work: Callable[[], Awaitable[T]], fault: type[Exception]) -> T:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return await work()
+        except fault:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.05)
