@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,14 +25,20 @@ _SETTINGS = {"unix_socket_directories": "", "fsync": "off"}
 
 
 class PostgresServer:
-    """A server that asks everybody for a password; `folder` holds its data and its programs."""
+    """A server that asks everybody for a password; `folder` holds its data and its programs.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    `environment`: what it is started with besides.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.port = free_port()
         self._folder = folder
         self._data = folder / name
         self._account = server_account.initdb_account()
         self._programs = server_account.server_programs(folder)
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -78,6 +85,7 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=self._environment,
             **self._account.switch(),
         )
         eventually(lambda: answers(self.admin_dsn), "the server")
