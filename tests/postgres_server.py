@@ -27,13 +27,17 @@ _SETTINGS = {"unix_socket_directories": "", "fsync": "off"}
 class PostgresServer:
     """A server that asks everybody for a password; `folder` holds its data and its programs.
 
-    `environment`: what it is started with besides.
+    `environment`: what it is started with besides; `port`: a free one, unless given.
     """
 
     def __init__(
-        self, folder: Path, name: str, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = port or free_port()
         self._folder = folder
         self._data = folder / name
         self._account = server_account.initdb_account()

@@ -23,6 +23,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--others", type=int, help="other faults; default: a third of the kills")
+    behind = parser.add_mutually_exclusive_group()
+    for kind, text in [
+        ("pooler", "all goes through PgBouncer"),
+        ("failover", "restarts are failovers"),
+    ]:
+        behind.add_argument(f"--{kind}", dest="server", action="store_const", const=kind, help=text)
     parser.add_argument("--hosts", type=int, default=2, help="how many `assistant run --standby`")
     parser.add_argument(
         "--isolations", type=int, default=0, help="how often the network of the holder freezes"
@@ -44,6 +50,7 @@ def main() -> int:
         kills=options.kills,
         restarts=options.restarts,
         others=others,
+        server=options.server or "embedded",
         isolations=options.isolations,
         disk=options.disk,
         pace=options.pace,

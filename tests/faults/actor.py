@@ -129,6 +129,16 @@ class Actor:
         seed = f"{self._plan.seed}/{self.name}"
         return ["tests.faults.client", self.role, self.name, seed, str(self._folder), dsn]
 
+    def has_begun(self) -> bool:
+        """Whether it has ever found the server."""
+        if self.ended_with:
+            return True
+        if self.role == "host":
+            said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace")
+            return "hosting" in said or "standing by" in said
+        history = self._folder / f"{self.name}.jsonl"
+        return history.exists() and history.stat().st_size > 0
+
     def revive(self) -> str | None:
         """Start it again if it has ended; returns what is wrong about how it did, if anything."""
         if self.process.poll() is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +19,20 @@ from assistant_cli.store.database import Database
 from ..small_disk import SmallDisk, small_disk
 from .actor import Actor
 from .checker import check
+from .cluster import Cluster
 from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
 from .injection import Injector
 from .plan import Plan
+from .pooled import PooledServer
 from .proxy import Proxy
-from .server import Server
+from .server import EmbeddedServer, Server
 
+SERVERS: dict[str, Callable[[Path], Server]] = {
+    "embedded": EmbeddedServer,
+    "pooler": PooledServer,
+    "failover": Cluster,
+}
 _WRITE_MARKER = "INSERT INTO kv (key, value) VALUES (%s, '0') ON CONFLICT DO NOTHING"
 
 
@@ -71,7 +78,7 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
     report = Report(plan.seed)
     async with AsyncExitStack() as stack:
         disk = stack.enter_context(small_disk(home, plan.disk)) if plan.disk else None
-        server = Server(home)
+        server = SERVERS[plan.server](home)
         await stack.enter_async_context(server.serve())
         campaign = _Campaign(plan, server, disk, folder, report)
         try:
@@ -125,20 +132,19 @@ class _Campaign:
     async def rage(self) -> None:
         """Inject all faults; whoever dies is started again."""
         supervising = asyncio.create_task(self._supervise())
-        await self._await_start()
-        for fault in self._plan.faults():
-            await self._injector.inject(fault)
-            await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
-        await asyncio.gather(asyncio.sleep(self._plan.calm), self._injector.finish())
-        supervising.cancel()
+        try:
+            await self._await_start()
+            for fault in self._plan.faults():
+                await self._injector.inject(fault)
+                await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
+            await asyncio.gather(asyncio.sleep(self._plan.calm), self._injector.finish())
+        finally:
+            supervising.cancel()
 
     async def _await_start(self) -> None:
-        """Wait until everybody has found the server."""
-        connected = "SELECT DISTINCT application_name FROM pg_stat_activity"
-        missing = {actor.name for actor in self._actors}
-        while missing:
-            await asyncio.sleep(self._plan.pace)
-            missing -= {row["application_name"] for row in await self._server.query(connected)}
+        """Wait until everybody has begun to work."""
+        while not all(actor.has_begun() for actor in self._actors):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     async def _supervise(self) -> None:
         while True:

@@ -81,7 +81,8 @@ class Injector:
             case Terminate(share):
                 await self._server.query(END_SHARE, share)
             case Network("reset", _):
-                self._server.proxy.reset()
+                for network in self._server.networks:
+                    network.reset()
             case Isolate(holders, others, seconds):
                 await self._isolate(holders, others, seconds)
             case _:
@@ -115,7 +116,7 @@ class Injector:
             case Stop(actor, seconds):
                 return self._stop(self._actors[actor].process, seconds)
             case Network(kind, seconds):
-                return self._spoil([self._server.proxy], kind, seconds)
+                return self._spoil(self._server.networks, kind, seconds)
             case Deafen(actor, seconds):
                 return self._deafen(self._actors[actor], seconds)
             case _:

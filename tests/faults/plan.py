@@ -140,6 +140,8 @@ class Plan:
     """What a campaign does.
 
     Attributes:
+        server: `embedded`, `pooler` (with PgBouncer before it), or `failover`: a primary and a
+            standby it waits for, where each restart is a failover.
         isolations: how often the holders are cut off, each host by a network of its own.
         disk: the megabytes of the server's disk, which is then full at times; 0: it is this host's.
         pace: the mean pause between two faults, in seconds.
@@ -155,6 +157,7 @@ class Plan:
     kills: int = 0
     restarts: int = 0
     others: int = 0
+    server: str = "embedded"
     isolations: int = 0
     disk: int = 0
     pace: float = 0.6
