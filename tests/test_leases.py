@@ -169,6 +169,17 @@ async def test_without_a_lease_an_agent_whose_lease_lapsed_is_free(
     await StatusBoard(database).update("a", RUNNING)
 
 
+async def test_an_attempt_at_a_lease_that_is_held_waits_for_no_lock(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    await leases.acquire(database, ["a"])
+    with sql.transaction():
+        sql.execute("SELECT FROM assistant.leases FOR UPDATE")
+        async with asyncio.timeout(5):
+            with pytest.raises(ConflictError, match="already held"):
+                await leases.acquire(database, ["a"])
+
+
 async def test_a_lease_given_before_the_clock_was_set_back_is_renewed_or_taken_over(
     database: Database, sql: psycopg.Connection[Any]
 ) -> None:
