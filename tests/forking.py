@@ -33,7 +33,7 @@ _CHUNK = 1 << 16
 
 def is_forkable(environment: Mapping[str, str]) -> bool:
     """Whether an environment says nothing that Python, or an import, reads at its start."""
-    read_at_start = ("PYTHON", "LC_", "TZ", "ASSISTANT_CRASH_AT", "ASSISTANT_DEBUG")
+    read_at_start = ("PYTHON", "LD_", "LC_", "TZ", "ASSISTANT_CRASH_AT", "ASSISTANT_DEBUG")
     return not any(name.startswith(read_at_start) for name in environment)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,14 +25,24 @@ _SETTINGS = {"unix_socket_directories": "", "fsync": "off"}
 
 
 class PostgresServer:
-    """A server that asks everybody for a password; `folder` holds its data and its programs."""
+    """A server that asks everybody for a password; `folder` holds its data and its programs.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.port = free_port()
+    `environment`: what it is started with besides; `port`: a free one, unless given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
+        self.port = port or free_port()
         self._folder = folder
         self._data = folder / name
         self._account = server_account.initdb_account()
         self._programs = server_account.server_programs(folder)
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,8 +50,8 @@ class PostgresServer:
         """Connects the owner to the server's own database."""
         return f"postgresql://{OWNER}:{PASSWORD}@127.0.0.1:{self.port}/postgres"
 
-    def create(self) -> None:
-        """Make the data of a new server."""
+    def create(self, *choices: str) -> None:
+        """Make the data of a new server, with further options of `initdb`."""
         secret = self._folder / "password"
         secret.write_text(PASSWORD)
         self._data.mkdir(mode=0o700)
@@ -48,6 +59,7 @@ class PostgresServer:
             self._account.take(path)
         options = [f"--pgdata={self._data}", f"--username={OWNER}", f"--pwfile={secret}"]
         options += ["--no-sync", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+        options += choices
         subprocess.run(
             [str(self._programs / "initdb"), *options],
             check=True,
@@ -77,9 +89,14 @@ class PostgresServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
+            env=self._environment,
             **self._account.switch(),
         )
         eventually(lambda: answers(self.admin_dsn), "the server")
+
+    def has_ended(self) -> bool:
+        """Whether it is down, although it was started."""
+        return self._process is not None and self._process.poll() is not None
 
     def stop(self) -> None:
         """Stop it at once and in order, where it is up."""

@@ -42,6 +42,9 @@ def hold(tmp_path: Path) -> Hold:
     return Hold(tmp_path)
 
 
+NEXT_TICK = "SELECT value #>> '{}' FROM kv WHERE key = 'heartbeat_next_tick_at'"
+
+
 def iso(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -136,6 +139,19 @@ async def test_an_anchor_far_ahead_does_not_stop_the_heartbeat(
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["skipped"])
     assert await database.kv.get("heartbeat_last_tick_at") == iso(clock.now())
+
+
+async def test_a_clock_that_is_set_back_does_not_put_off_the_next_tick(
+    database: Database, clock: DrivenClock
+) -> None:
+    async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
+        await ticked(database, clock, ["skipped"])
+        clock.move(days=-1)
+        # As after half a minute at the latest.
+        await due(database, clock, "wake up", minutes=90)
+        await until_equal(database, NEXT_TICK, [iso(clock.now() + HALF_HOUR)])
+        await sleeping(clock)
+        assert clock.next_waking() == clock.now() + HALF_HOUR
 
 
 async def test_off_means_never_and_reminders_come_all_the_same(

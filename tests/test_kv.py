@@ -15,11 +15,13 @@ import pytest
 from psycopg import AsyncConnection, sql
 
 from assistant_cli.errors import BadDataError, ConflictError, NotFoundError
+from assistant_cli.store import follow
 from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
+from assistant_cli.store.watch import Entry
 
 from .conftest import eventually
-from .hosting import rows
+from .hosting import rows, until
 
 UPSERT = "INSERT INTO kv (key, value) VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = %s"
 
@@ -856,3 +858,24 @@ async def test_a_watch_that_ends_leaves_a_connection_that_listens_no_more(
     assert await rows(database, "SELECT pg_listening_channels()") == []
     backends = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
     assert await rows(database, backends) == [1]
+
+
+async def test_whoever_is_busy_with_a_change_keeps_the_server_from_nothing(
+    kv: KeyValues, plain: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "_BUSY_SECONDS", 0.1)
+    await upsert(plain, "k", "1")
+    listening = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+    async with aclosing(kv.watch("k")) as changes:
+        assert (await anext(changes)).revision > 0
+        await until(lambda: is_gone(plain, listening), "the end of the connection")
+        for number in range(3):
+            await kv.set("k", number)
+        await kv.set("k", "last")
+        async for change in changes:
+            if isinstance(change, Entry) and change.value == "last":
+                break
+
+
+async def is_gone(plain: AsyncConnection, query: str) -> bool:
+    return (await plain.execute(query, (plain.info.backend_pid,))).rowcount == 0

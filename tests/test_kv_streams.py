@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -26,6 +27,21 @@ child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
 _, status, usage = os.wait4(child.pid, 0)
 child.returncode = os.waitstatus_to_exitcode(status)
 print(child.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+LISTENING = """
+SELECT FROM pg_stat_activity WHERE application_name = 'assistant' AND state = 'idle'
+    AND datname = current_database() AND query LIKE '%kv%'
+"""
+MANY_NOTIFICATIONS = """
+DO $$
+BEGIN
+    FOR number IN 1 .. 5000 LOOP
+        INSERT INTO kv VALUES ('n/' || repeat('x', 200) || number, '1');
+        COMMIT;
+    END LOOP;
+END
+$$
 """
 
 
@@ -342,6 +358,29 @@ def test_a_watch_ends_when_its_reader_leaves_without_waiting_for_a_change(
         assert watch.wait(timeout=20) == 141
         assert watch.stderr is not None
         assert watch.stderr.read() == ""
+
+
+def test_what_nobody_reads_does_not_fill_the_queue_of_the_server(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    """A watch whose pipe is full, such as one that a pager shows."""
+    watch = assistant.start("kv", "watch", "--prefix", "n/")
+    assert watch.stdout is not None
+    fcntl.fcntl(watch.stdout.fileno(), fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    eventually(lambda: sql.execute(LISTENING).rowcount, "the watch")
+    sql.execute("SET synchronous_commit = off")
+    # One notification a transaction, more than the buffers of a connection hold.
+    sql.execute(MANY_NOTIFICATIONS)
+    assert sql.execute("SELECT pg_notification_queue_usage() > 0").fetchone() == (True,)
+
+    def emptied() -> bool:
+        sql.execute("NOTIFY anything")
+        return sql.execute("SELECT pg_notification_queue_usage() = 0").fetchone() == (True,)
+
+    eventually(emptied, "the end of the queue")
+    put(sql, "n/last", '"said at last"')
+    assert any("said at last" in line for line in watch.stdout)
+    assert watch.poll() is None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -169,6 +169,33 @@ async def test_without_a_lease_an_agent_whose_lease_lapsed_is_free(
     await StatusBoard(database).update("a", RUNNING)
 
 
+async def test_an_attempt_at_a_lease_that_is_held_waits_for_no_lock(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    await leases.acquire(database, ["a"])
+    with sql.transaction():
+        sql.execute("SELECT FROM assistant.leases FOR UPDATE")
+        async with asyncio.timeout(5):
+            with pytest.raises(ConflictError, match="already held"):
+                await leases.acquire(database, ["a"])
+
+
+async def test_a_lease_given_before_the_clock_was_set_back_is_renewed_or_taken_over(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    await create_status_board(database, await leases.acquire(database, ["b"]))
+    set_back = "UPDATE assistant.leases SET expires_at = expires_at + interval '1 hour'"
+    shown = "SELECT live, stale FROM assistant.agent_status"
+    sql.execute(set_back)
+    assert sql.execute(shown).fetchall() == [(False, True)]
+    taken = await leases.acquire(database, ["b"])
+    assert sql.execute(shown).fetchall() == [(True, False)]
+    sql.execute(set_back)
+    async with database.connection() as connection:
+        await leases.renew(connection, taken)
+    assert sql.execute(shown).fetchall() == [(True, False)]
+
+
 async def test_a_take_over_waits_for_the_transaction_of_a_writer_and_a_renewal_does_not(
     database: Database, sql: psycopg.Connection[Any]
 ) -> None:

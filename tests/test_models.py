@@ -12,9 +12,11 @@ import pytest
 
 from assistant_cli.errors import ConfigurationError
 from assistant_cli.messages import SILENCE
-from assistant_cli.models import ModelError, Prompt, get_model
+from assistant_cli.models import ModelError, Prompt, RefusedError, get_model
+from assistant_cli.models.pausing import PausingModel
 
 from .conftest import eventually
+from .driven_clock import DrivenClock
 from .hosting import living, until
 
 
@@ -156,3 +158,22 @@ async def test_the_offline_model_says_that_it_is_none() -> None:
 def test_an_unknown_model_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="there is no model"):
         get_model(name)
+
+
+async def test_a_clock_that_is_set_back_does_not_prolong_the_pause_of_a_model() -> None:
+    class Refusing:
+        name = "refusing"
+        talks = True
+        asked = 0
+
+        async def reply(self, prompt: Prompt) -> str:
+            self.asked += 1
+            raise RefusedError("no key")
+
+    clock, model = DrivenClock(), Refusing()
+    pausing = PausingModel(model, clock)
+    for asked, minutes in [(1, 0), (1, 1), (2, -60)]:
+        clock.move(minutes=minutes)
+        with pytest.raises(RefusedError):
+            await pausing.reply(prompt())
+        assert model.asked == asked

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
 
-from assistant_cli.server_account import initdb_account
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .hosting import ask, hosting, rows, until_equal
 from .password_server import PasswordServer
+from .pooler import Pooler, needs_pgbouncer
 from .postgres_server import PASSWORD, answers, free_port
 
-PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer")
-
-CONFIGURATION = """\
-[databases]
-app = host=127.0.0.1 port={server} user=runtime password={password} dbname=app
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 4
-"""
+pytestmark = needs_pgbouncer
 
 
 @pytest.fixture
@@ -43,25 +25,15 @@ def pooled_dsn(password_server: PasswordServer) -> Iterator[str]:
     with psycopg.connect(password_server.url(), autocommit=True) as connection:
         connection.execute("TRUNCATE public.kv, assistant.messages, assistant.turns CASCADE")
     listen = free_port()
-    folder = Path(tempfile.mkdtemp(prefix="pooler-", dir="/tmp"))
-    folder.chmod(0o755)
-    text = CONFIGURATION.format(server=password_server.port, listen=listen, password=PASSWORD)
-    (folder / "pgbouncer.ini").write_text(text)
-    process = subprocess.Popen(
-        [str(PGBOUNCER), str(folder / "pgbouncer.ini")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        **initdb_account().switch(),
-    )
+    target = f"port={password_server.port} user=runtime password={PASSWORD} dbname=app"
+    pooler = Pooler(listen, "app", target)
     pooled = f"postgresql://any@127.0.0.1:{listen}/app"
     try:
+        pooler.start()
         eventually(lambda: answers(pooled), "the pooler")
         yield pooled
     finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
+        pooler.remove()
 
 
 @pytest.fixture

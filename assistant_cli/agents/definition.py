@@ -56,6 +56,10 @@ class Interval:
         """The tick after one at `now`."""
         return now + self.length
 
+    def corrected(self, tick: datetime, now: datetime) -> datetime:
+        """The next tick, where the clock was set back since it was planned."""
+        return min(tick, now + self.length)
+
 
 @dataclass(frozen=True)
 class CronLine:
@@ -74,6 +78,11 @@ class CronLine:
     def following(self, now: datetime) -> datetime:
         """The first due time after `now`."""
         return plan_cron(self.line, self.zone or host_zone(now), now).due_at
+
+    def corrected(self, tick: datetime, now: datetime) -> datetime:
+        """The same tick: a time of day that comes again is not another time."""
+        del now
+        return tick
 
 
 @dataclass(frozen=True)

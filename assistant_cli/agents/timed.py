@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ..messages import Outcome, Turn
 from ..store import ticks
 from .definition import AgentDefinition
 from .host import Finish, Host
 from .turn_context import TurnContext
+
+log = logging.getLogger(__name__)
+
+_STEADY = timedelta(minutes=1)
+"""By how much a clock may be set back, as it is now and then, without anybody taking notice."""
 
 
 class TimedAgent:
@@ -43,6 +49,7 @@ class TimedAgent:
     async def _begin_tick(self) -> Turn | None:
         host = self._host
         now = host.clock.now()
+        await self._correct(now)
         due = self._next_tick is not None and self._next_tick <= now
         if not due and not await ticks.is_requested(host.database, self.name):
             return None
@@ -52,6 +59,17 @@ class TimedAgent:
         turn = await ticks.begin(host.database, self.name, host.lease.token, model, now, following)
         self._next_tick = following
         return turn
+
+    async def _correct(self, now: datetime) -> None:
+        """Plan the next tick anew, and say so, if the host's clock was set back."""
+        if self._definition.timetable is None or self._next_tick is None:
+            return
+        corrected = self._definition.timetable.corrected(self._next_tick, now)
+        if corrected < self._next_tick - _STEADY:
+            log.warning("%s: the clock was set back; the next tick is at %s", self.name, corrected)
+            self._next_tick = corrected
+            host = self._host
+            await ticks.announce_next(host.database, self.name, host.lease.token, corrected)
 
     def describe(self, turns: Sequence[Turn]) -> str:
         del turns

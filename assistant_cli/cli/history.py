@@ -76,10 +76,11 @@ async def _follow(database: Database, conversation: str | None, count: int, as_j
         _print_last(await anext(states), as_json)
         async for messages in states:
             if as_json:
-                for message in messages:
-                    output.print_document(describe_message(message))
+                documents = map(describe_message, messages)
+                text = "".join(map(output.format_document, documents))
             else:
-                print_messages(messages)
+                text = format_messages(messages)
+            await output.write_as_read(text)
 
 
 def _print_last(messages: Sequence[Message], as_json: bool) -> None:
@@ -107,13 +108,17 @@ def describe_message(message: Message) -> dict[str, Any]:
 
 def print_messages(messages: Sequence[Message]) -> None:
     """Print messages for people on a terminal, in a pipe a line each; and send them off."""
-    if output.stdout_is_terminal():
-        sys.stdout.write("".join(map(_show, messages)))
-    else:
-        output.print_rows(
-            (output.iso(m.created_at), m.conversation, m.role, m.state, m.content) for m in messages
-        )
+    sys.stdout.write(format_messages(messages))
     sys.stdout.flush()
+
+
+def format_messages(messages: Sequence[Message]) -> str:
+    """Messages for people on a terminal, in a pipe a line each."""
+    if output.stdout_is_terminal():
+        return "".join(map(_show, messages))
+    return output.format_rows(
+        (output.iso(m.created_at), m.conversation, m.role, m.state, m.content) for m in messages
+    )
 
 
 def _show(message: Message) -> str:

@@ -102,8 +102,9 @@ async def _pass_on(change: Change, shape: str, command: list[str] | None) -> int
     if command:
         return await _run_command(change, command)
     text = _render(change, shape)
-    sys.stdout.write((output.show_json(text) if output.stdout_is_terminal() else text) + "\n")
-    sys.stdout.flush()
+    await output.write_as_read(
+        (output.show_json(text) if output.stdout_is_terminal() else text) + "\n"
+    )
     return 0
 
 

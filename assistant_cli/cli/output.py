@@ -32,6 +32,8 @@ _MOST_MARKS = 8
 _MARKS = {"Mn", "Me", "Cf"}
 _PERHAPS_HEAPS = re.compile(f"[^\x00-\u02ff]{{{_MOST_MARKS + 1},}}")
 
+_RETRY_SECONDS = 0.05
+
 _color = "auto"
 _telling_json = False
 
@@ -107,6 +109,21 @@ def print_data(text: str) -> None:
     sys.stdout.write((show_text(text) if stdout_is_terminal() else text) + "\n")
 
 
+async def write_as_read(text: str) -> None:
+    """Write to stdout no faster than it is read, and let everything else go on meanwhile."""
+    import asyncio
+    import select
+
+    sys.stdout.flush()
+    descriptor = sys.stdout.fileno()
+    data = text.encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+    while data:
+        while not select.select([], [descriptor], [], 0)[1]:  # noqa: ASYNC110 (no file is awaited)
+            await asyncio.sleep(_RETRY_SECONDS)
+        # As much as a pipe takes at once if it takes anything.
+        data = data[os.write(descriptor, data[: select.PIPE_BUF]) :]
+
+
 class GrowingText:
     """A text that is printed as it comes where a person reads it, and as a whole elsewhere."""
 
@@ -139,21 +156,29 @@ def print_json_text(text: str) -> None:
 
 def print_document(document: Any) -> None:
     """Write one JSON document on one line to stdout, all ASCII."""
-    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.write(format_document(document))
     sys.stdout.flush()
+
+
+def format_document(document: Any) -> str:
+    """A JSON document as a line, all ASCII."""
+    return json.dumps(document) + "\n"
 
 
 def print_rows(rows: Iterable[Sequence[object]]) -> None:
     """Write rows to stdout: cells separated by tabs, or in columns on a terminal."""
+    sys.stdout.write(format_rows(rows))
+
+
+def format_rows(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as lines: cells separated by tabs, or in columns on a terminal."""
     table = [[_cell(cell) for cell in row] for row in rows]
     if not stdout_is_terminal():
-        sys.stdout.writelines("\t".join(row) + "\n" for row in table)
-        return
+        return "".join("\t".join(row) + "\n" for row in table)
     # What is wider than a terminal moves the columns behind it in its own row only.
     widths = [min(200, max(map(len, column))) for column in zip_longest(*table, fillvalue="")]
-    for row in table:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join(padded).rstrip() + "\n")
+    padded = ([c.ljust(w) for c, w in zip(row, widths, strict=False)] for row in table)
+    return "".join("  ".join(row).rstrip() + "\n" for row in padded)
 
 
 def _cell(value: object) -> str:

@@ -176,7 +176,7 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
             del lasting["now"], lasting["inbox"]["oldest_seconds"]
             if lasting != shown:
                 shown = lasting
-                output.print_document(document)
+                await output.write_as_read(output.format_document(document))
 
 
 def _show_history(names: list[str], since: str | None, count: int, as_json: bool) -> None:

@@ -24,7 +24,9 @@ class PausingModel:
         self._refusal: tuple[datetime, str] | None = None
 
     async def reply(self, prompt: Prompt) -> str:
-        if self._refusal is not None and self._clock.now() < self._refusal[0]:
+        now = self._clock.now()
+        # A clock that is set back does not prolong the pause.
+        if self._refusal is not None and now < self._refusal[0] <= now + REFUSED_PAUSE:
             raise RefusedError(self._refusal[1])
         self._refusal = None
         try:

@@ -93,7 +93,7 @@ SET outcome = 'interrupted', ended_at = clock_timestamp(), error = 'the process 
 WHERE trigger = 'message' AND outcome = 'running' AND token <> %(token)s AND NOT EXISTS (
     SELECT FROM assistant.leases
     WHERE leases.agent = turns.agent AND leases.token = turns.token
-        AND expires_at > clock_timestamp())
+        AND assistant.lease_lasts(expires_at))
 RETURNING id;
 
 -- name: fail_cancelled

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
@@ -29,6 +29,7 @@ Read = Callable[[Connection, Hints], Awaitable[T | None]]
 POLL_SECONDS = 5.0
 _READ_SECONDS = 10.0
 _UNLISTEN_SECONDS = 1.0
+_BUSY_SECONDS = 5.0
 POLL_SECONDS_WITHOUT_HINTS = 1.0
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -55,6 +56,7 @@ async def follow(
                     async for state in states:
                         failures = 0
                         yield state
+            continue
         except DatabaseUnreachableError:
             if not connected:
                 raise
@@ -68,6 +70,7 @@ async def follow(
 async def _states(
     connection: Connection, channel: str, read: Read[T], poll: float
 ) -> AsyncGenerator[T]:
+    """Yield on one connection; ends where it was let go."""
     now = asyncio.get_running_loop().time
     payloads: list[str] = []
     look_at_all = now()
@@ -87,7 +90,10 @@ async def _states(
             elif state is not None:
                 unannounced += 1
             if state is not None:
-                yield state
+                with _let_go_while_busy(connection):
+                    yield state
+                if connection.closed:
+                    return
             wait = min(poll, POLL_SECONDS_WITHOUT_HINTS) if unannounced > 1 else poll
             look_at_all = now() + wait if complete else look_at_all
             pause = max(0.0, look_at_all - now())
@@ -102,6 +108,20 @@ async def _states(
         raise translate(error) from error
     finally:
         await _stop_listening(connection)
+
+
+@contextmanager
+def _let_go_while_busy(connection: Connection) -> Iterator[None]:
+    """Close a connection while whoever follows is long busy with what it was given.
+
+    Nobody reads it then. Once its buffers are full the server keeps for it what all sessions
+    announce, until its queue is full and commits fail.
+    """
+    timer = asyncio.get_running_loop().call_later(_BUSY_SECONDS, connection.pgconn.finish)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _stop_listening(connection: Connection) -> None:

@@ -14,5 +14,5 @@ SELECT current_setting('transaction_read_only') = 'off'
 SELECT pg_notification_queue_usage();
 
 -- name: holders
-SELECT agent, token, host, pid, process, acquired_at, expires_at > clock_timestamp() AS live
+SELECT agent, token, host, pid, process, acquired_at, assistant.lease_lasts(expires_at) AS live
 FROM assistant.leases ORDER BY agent;

@@ -61,7 +61,11 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
     """
     identity = own_identity()
     async with database.transaction() as connection:
-        dead = [holder.token for holder in await read_holders(connection, agents) if holder.gone]
+        known = await read_holders(connection, agents)
+        # Whoever only looks must not lock a lease: frozen with it, it would keep the holder from
+        # renewing, and the others from taking over.
+        if any(holder.live and not holder.gone for holder in known):
+            raise _held(known)
         cursor = await connection.execute(
             _SQL["acquire"],
             {
@@ -70,7 +74,7 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
                 "pid": identity.pid,
                 "process": identity.key,
                 "duration": LEASE,
-                "dead": dead,
+                "dead": [holder.token for holder in known if holder.gone],
             },
         )
         tokens = [row[0] for row in await cursor.fetchall()]

@@ -7,11 +7,11 @@ ORDER BY agent
 ON CONFLICT (agent) DO UPDATE SET
     token = excluded.token, host = excluded.host, pid = excluded.pid, process = excluded.process,
     acquired_at = clock_timestamp(), expires_at = excluded.expires_at
-WHERE leases.expires_at <= clock_timestamp() OR leases.token = ANY(%(dead)s::bigint[])
+WHERE NOT assistant.lease_lasts(leases.expires_at) OR leases.token = ANY(%(dead)s::bigint[])
 RETURNING token;
 
 -- name: held
-SELECT agent, token, host, pid, process, acquired_at, expires_at > clock_timestamp() AS live
+SELECT agent, token, host, pid, process, acquired_at, assistant.lease_lasts(expires_at) AS live
 FROM assistant.leases
 WHERE agent = ANY(%(agents)s)
 ORDER BY agent;
@@ -26,7 +26,7 @@ DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s)
 -- name: forget_expired
 DELETE FROM assistant.leases
 WHERE agent = %(agent)s
-    AND (expires_at <= clock_timestamp() OR token = ANY(%(dead)s::bigint[]));
+    AND (NOT assistant.lease_lasts(expires_at) OR token = ANY(%(dead)s::bigint[]));
 
 -- name: announce
 SELECT pg_notify('assistant_leases', '');

@@ -10,5 +10,5 @@ SELECT EXISTS (SELECT FROM assistant.messages WHERE state = 'waiting') AS waitin
         WHERE trigger = 'message' AND outcome = 'running' AND token <> %(token)s AND NOT EXISTS (
             SELECT FROM assistant.leases
             WHERE leases.agent = turns.agent AND leases.token = turns.token
-                AND expires_at > clock_timestamp())
+                AND assistant.lease_lasts(expires_at))
     ) AS orphaned;

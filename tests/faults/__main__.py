@@ -14,7 +14,7 @@ from .campaign import run_campaign
 from .checker import check
 from .final import read_final
 from .history import read_history
-from .plan import Plan
+from .plan import EVERYBODY, Plan
 
 
 def main() -> int:
@@ -23,6 +23,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--others", type=int, help="other faults; default: a third of the kills")
+    behind = parser.add_mutually_exclusive_group()
+    for kind, text in [
+        ("pooler", "all goes through PgBouncer"),
+        ("failover", "restarts are failovers"),
+    ]:
+        behind.add_argument(f"--{kind}", dest="server", action="store_const", const=kind, help=text)
+    parser.add_argument("--hosts", type=int, default=2, help="how many `assistant run --standby`")
+    parser.add_argument(
+        "--isolations", type=int, default=0, help="how often the network of the holder freezes"
+    )
+    parser.add_argument(
+        "--disk", type=int, default=0, help="megabytes of a disk that is full at times"
+    )
     parser.add_argument("--pace", type=float, default=0.6, help="mean seconds between faults")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1_000_000))
     parser.add_argument("--check", type=Path, metavar="FOLDER", help="only judge these histories")
@@ -32,7 +45,18 @@ def main() -> int:
         _say(*(violations or ["no violations"]))
         return bool(violations)
     others = options.kills // 3 if options.others is None else options.others
-    return _run(Plan(options.seed, options.kills, options.restarts, others, options.pace))
+    plan = Plan(
+        options.seed,
+        kills=options.kills,
+        restarts=options.restarts,
+        others=others,
+        server=options.server or "embedded",
+        isolations=options.isolations,
+        disk=options.disk,
+        pace=options.pace,
+        actors={**EVERYBODY, "host": options.hosts},
+    )
+    return _run(plan)
 
 
 def _run(plan: Plan) -> int:

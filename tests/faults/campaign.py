@@ -6,34 +6,34 @@ All choices follow from the seed; the moments at which they meet the work do not
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, assert_never
-
-from psycopg.conninfo import make_conninfo
 
 from assistant_cli.store.answering import retry_turn
 from assistant_cli.store.database import Database
 
+from ..small_disk import SmallDisk, small_disk
+from .actor import Actor
 from .checker import check
-from .client import EPOCH_VARIABLE, RENEWAL_VARIABLE
+from .cluster import Cluster
 from .final import MARKER, Final, keep_final, read_store
 from .history import read_history
-from .plan import Fault, Kill, Leave, Network, Plan, Restart, Stop, Terminate
-from .server import Server
+from .injection import Injector
+from .plan import Plan
+from .pooled import PooledServer
+from .proxy import Proxy
+from .server import EmbeddedServer, Server
 
-MODEL = "command:sleep 0.02; sed 's/^/re: /'"
-
-_KILLED = -signal.SIGKILL
-_ASKED_TO_END = {0, -signal.SIGTERM, 128 + signal.SIGTERM}
-"""How a process ends that is asked to, also before it is ready for that, or twice."""
+SERVERS: dict[str, Callable[[Path], Server]] = {
+    "embedded": EmbeddedServer,
+    "pooler": PooledServer,
+    "failover": Cluster,
+}
+_WRITE_MARKER = "INSERT INTO kv (key, value) VALUES (%s, '0') ON CONFLICT DO NOTHING"
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Report:
     deliveries: int = 0
     messages: int = 0
     retried: int = 0
+    takeovers: list[float] = field(default_factory=list)
     seconds: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -55,74 +56,16 @@ class Report:
         return (
             f"seed {self.seed}: {self.seconds:.0f}s; {faults}; {self.operations} calls "
             f"({self.unknown} with unknown outcome), {self.deliveries} deliveries, "
-            f"{self.messages} messages ({self.retried} retried by hand); "
+            f"{self.messages} messages ({self.retried} retried by hand); {self._taken_over()}"
             f"{len(self.violations)} violations"
         )
 
-
-class Actor:
-    """A process with a role; started again it has another name, and so another history."""
-
-    def __init__(self, role: str, number: int, plan: Plan, folder: Path, dsn: str) -> None:
-        self.role = role
-        self._stem = f"{role}{number}"
-        self._plan = plan
-        self._folder = folder
-        self._dsn = dsn
-        self._lives = 0
-        self.process: subprocess.Popen[bytes]
-        self.start()
-
-    @property
-    def name(self) -> str:
-        return f"{self._stem}-{self._lives}"
-
-    def start(self) -> None:
-        self._lives += 1
-        self._asked = False
-        dsn = make_conninfo(self._dsn, application_name=self.name)
-        if self.role == "host":
-            command = ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
-        else:
-            seed = f"{self._plan.seed}/{self.name}"
-            folder = str(self._folder)
-            command = ["tests.faults.client", self.role, self.name, seed, folder, dsn]
-        with (self._folder / f"{self.name}.err").open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=self._plan.project,
-                env={
-                    **os.environ,
-                    "ASSISTANT_DATABASE_URL": dsn,
-                    RENEWAL_VARIABLE: str(self._plan.renewal),
-                    EPOCH_VARIABLE: str(self._plan.epoch),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,
-            )
-
-    def kill(self) -> None:
-        """End the process, and a model's command that it may have started is left alone."""
-        self.process.kill()
-        self.process.wait()
-
-    def leave(self) -> None:
-        """Ask the process to end."""
-        self._asked = True
-        self.process.send_signal(signal.SIGTERM)
-
-    def complaint(self) -> str | None:
-        """What is wrong about the way in which the process ended by itself, if anything."""
-        code = self.process.returncode
-        # A host leaves when it lost its lease, or found no database when it started.
-        if code == _KILLED or (self.role == "host" and code in {5, 69}):
-            return None
-        if (self._asked or self.role == "watch") and code in _ASKED_TO_END:
-            return None
-        said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace").splitlines()
-        return f"{self.name} ended with {code}: {' / '.join(said[-3:])}"
+    def _taken_over(self) -> str:
+        if not self.takeovers:
+            return ""
+        times = sorted(self.takeovers)
+        median, longest = times[len(times) // 2], times[-1]
+        return f"taken over after {median:.1f} s, at most {longest:.1f} s; "
 
 
 async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
@@ -133,15 +76,18 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
     """
     began = time.monotonic()
     report = Report(plan.seed)
-    server = Server(home)
-    async with server.serve():
-        campaign = _Campaign(plan, server, folder, report)
+    async with AsyncExitStack() as stack:
+        disk = stack.enter_context(small_disk(home, plan.disk)) if plan.disk else None
+        server = SERVERS[plan.server](home)
+        await stack.enter_async_context(server.serve())
+        campaign = _Campaign(plan, server, disk, folder, report)
         try:
+            await campaign.populate(stack)
             await campaign.rage()
             await campaign.settle()
         finally:
             campaign.end()
-        final = campaign.final()
+        final = await campaign.final()
     keep_final(final, folder)
     history = read_history(folder)
     report.operations = len(history.operations)
@@ -155,110 +101,76 @@ async def run_campaign(plan: Plan, home: Path, folder: Path) -> Report:
 
 
 class _Campaign:
-    def __init__(self, plan: Plan, server: Server, folder: Path, report: Report) -> None:
+    def __init__(
+        self, plan: Plan, server: Server, disk: SmallDisk | None, folder: Path, report: Report
+    ) -> None:
         self._plan = plan
         self._server = server
+        self._folder = folder
         self._report = report
         self._choices = random.Random(f"{plan.seed}/pauses")
-        self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[str] = []
         self._retried: list[str] = []
-        self._actors = [
-            Actor(role, number, plan, folder, server.far if number % 2 else server.near)
-            for number, role in enumerate(plan.roles)
-        ]
+        self._actors: list[Actor] = []
+        self._networks: dict[Actor, Proxy] = {}
+        self._injector = Injector(plan, server, disk, self._actors, self._networks)
+
+    async def populate(self, networks: AsyncExitStack) -> None:
+        """Start everybody; where hosts are to be isolated, each has a network of its own."""
+        for number, role in enumerate(self._plan.roles):
+            dsn = self._server.far if number % 2 else self._server.near
+            network = None
+            if role == "host" and self._plan.isolations:
+                network = self._server.new_network()
+                await networks.enter_async_context(network.serve())
+                dsn = self._server.over(network)
+            actor = Actor(role, number, self._plan, self._folder, dsn)
+            self._actors.append(actor)
+            if network is not None:
+                self._networks[actor] = network
 
     async def rage(self) -> None:
         """Inject all faults; whoever dies is started again."""
         supervising = asyncio.create_task(self._supervise())
-        await self._await_start()
-        for fault in self._plan.faults():
-            await self._inject(fault)
-            name = type(fault).__name__.lower()
-            self._report.counts[name] = self._report.counts.get(name, 0) + 1
-            await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
-        await asyncio.gather(asyncio.sleep(self._plan.calm), *self._tasks)
-        supervising.cancel()
+        try:
+            await self._await_start()
+            for fault in self._plan.faults():
+                await self._injector.inject(fault)
+                await asyncio.sleep(self._choices.uniform(0, 2 * self._plan.pace))
+            await asyncio.gather(asyncio.sleep(self._plan.calm), self._injector.finish())
+        finally:
+            supervising.cancel()
 
     async def _await_start(self) -> None:
-        """Wait until everybody has found the server."""
-        connected = "SELECT DISTINCT application_name FROM pg_stat_activity"
-        missing = {actor.name for actor in self._actors}
-        while missing:
-            await asyncio.sleep(self._plan.pace)
-            missing -= {row["application_name"] for row in self._server.query(connected)}
+        """Wait until everybody has begun to work."""
+        while not all(actor.has_begun() for actor in self._actors):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     async def _supervise(self) -> None:
         while True:
             for actor in self._actors:
-                self._revive(actor)
+                self._injector.revive(actor)
             await asyncio.sleep(0.05)
-
-    def _revive(self, actor: Actor) -> None:
-        if actor.process.poll() is not None:
-            complaint = actor.complaint()
-            if complaint is not None:
-                self._report.violations.append(complaint)
-            actor.start()
-
-    async def _inject(self, fault: Fault) -> None:
-        match fault:
-            case Kill(actor):
-                self._revive(self._actors[actor])
-                self._actors[actor].kill()
-            case Leave(actor):
-                self._revive(self._actors[actor])
-                self._actors[actor].leave()
-            case Stop(actor, seconds):
-                self._meanwhile(self._stop(self._actors[actor].process, seconds))
-            case Restart(how):
-                await self._server.restart(how)
-            case Terminate(share):
-                self._server.query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
-                    "AND random() < %s",
-                    share,
-                )
-            case Network("reset", _):
-                self._server.proxy.reset()
-            case Network(kind, seconds):
-                self._meanwhile(self._spoil(kind, seconds))
-            case _:
-                assert_never(fault)
-
-    def _meanwhile(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _stop(self, process: subprocess.Popen[bytes], seconds: float) -> None:
-        process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(seconds)
-        process.send_signal(signal.SIGCONT)
-
-    async def _spoil(self, kind: Any, seconds: float) -> None:
-        self._server.proxy.spoil(kind)
-        await asyncio.sleep(seconds)
-        self._server.proxy.mend()
 
     async def settle(self) -> None:
         """Let everybody finish: clients, then the agents, then the watchers."""
         watching = [actor for actor in self._actors if actor.role == "watch"]
         answering = [actor for actor in self._actors if actor.role in {"host", "answer"}]
-        others = [actor for actor in self._actors if actor not in [*watching, *answering]]
+        shells = [actor for actor in self._actors if actor.role == "shell"]
+        others = [a for a in self._actors if a not in [*watching, *answering, *shells]]
         await self._await_end(others)
         if answering:
             await self._await_answers(answering)
         await self._await_end(answering)
-        self._server.query("INSERT INTO kv (key, value) VALUES (%s, '0')", MARKER)
-        self._watchers = [actor.name for actor in watching]
+        await self._server.query(_WRITE_MARKER, MARKER)
+        self._watchers = [actor.name for actor in [*watching, *shells]]
         await self._await_end(watching, ask=False)
+        await self._await_marker(shells)
+        await self._await_end(shells)
 
     async def _await_end(self, actors: Sequence[Actor], ask: bool = True) -> None:
         for actor in actors:
-            if actor.process.poll() is not None:
-                self._revive(actor)
+            self._injector.revive(actor)
             if ask:
                 actor.leave()
         deadline = time.monotonic() + self._plan.patience
@@ -270,30 +182,42 @@ class _Campaign:
             elif complaint := actor.complaint():
                 self._report.violations.append(complaint)
 
+    async def _await_marker(self, shells: Sequence[Actor]) -> None:
+        """Wait until scripts have read all that was told them."""
+        deadline = time.monotonic() + self._plan.patience
+        for shell in shells:
+            while not shell.ear.knows(MARKER) and time.monotonic() < deadline:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def _await_answers(self, answering: Sequence[Actor]) -> None:
         """Wait until nothing waits; what failed because its hosts were killed is tried again."""
         open_states = "SELECT id, state, turn_id FROM assistant.messages WHERE role = 'user' AND "
         open_states += "state <> 'answered' AND source = 'cli'"
         deadline = time.monotonic() + 3 * self._plan.patience
         database = Database(self._server.near)
-        while (rows := self._server.query(open_states)) and time.monotonic() < deadline:
+        while (rows := await self._server.query(open_states)) and time.monotonic() < deadline:
             failed = [row for row in rows if row["state"] == "failed"]
             self._retried += [str(row["id"]) for row in failed]
             for turn in {row["turn_id"] for row in failed}:
                 await retry_turn(database, turn)
             for actor in answering:
-                self._revive(actor)
+                self._injector.revive(actor)
             await asyncio.sleep(0.1)
         await database.close()
 
     def end(self) -> None:
         """Leave no process behind."""
-        for task in self._tasks:
-            task.cancel()
+        self._injector.end()
         for actor in self._actors:
             actor.kill()
 
-    def final(self) -> Final:
+    async def final(self) -> Final:
         """What is stored now."""
-        final = read_store(self._server.near)
+        self._report.counts = self._injector.counts
+        broken = await self._server.query("SELECT sum(deadlocks)::int AS n FROM pg_stat_database")
+        # Since the server crashed last, which forgets how many there were.
+        self._report.counts["broken deadlock"] = broken[0]["n"]
+        self._report.takeovers = self._injector.takeovers
+        self._report.violations += self._injector.violations
+        final = read_store(self._server.admin)
         return replace(final, watchers=self._watchers, retried=self._retried)

@@ -24,6 +24,7 @@ def check(history: History, final: Final) -> list[str]:
         *check_keys(history.operations, final),
         *check_watches(history, final),
         *check_leases(history.operations, final),
+        *check_writes(final),
         *check_board(history.operations, final),
         *check_messages(history.operations, final),
         *check_turns(final),
@@ -154,6 +155,19 @@ def _check_rising(name: str, given: Iterable[tuple[int, int, int]]) -> Iterator[
             place += 1
         if number <= largest:
             yield f"{name} went from {largest} back to {number}"
+
+
+def check_writes(final: Final) -> Iterator[str]:
+    """What was accepted for an agent that is held was written by its holder, and by one only."""
+    holders = {(agent, token): holder for token, agent, holder in final.holders}
+    newest: dict[str, int] = defaultdict(int)
+    for agent, token, writer in final.writes:
+        holder = holders.get((agent, token))
+        if writer != holder:
+            yield f"{agent}: {writer} wrote while {holder} held it with token {token}"
+        if token < newest[agent]:
+            yield f"{agent}: a write with token {token} came after one with {newest[agent]}"
+        newest[agent] = max(newest[agent], token)
 
 
 def check_board(operations: Iterable[Operation], final: Final) -> Iterator[str]:

@@ -17,6 +17,40 @@ MARKER = "k/the-end"
 SCHEDULED = "another second"
 """The text of the schedule, which is said every second."""
 
+WITNESS = """
+CREATE SCHEMA faults;
+CREATE TABLE faults.holders (token bigint, agent text, holder text);
+CREATE TABLE faults.writes (
+    id bigint GENERATED ALWAYS AS IDENTITY, agent text, token bigint, writer text);
+CREATE FUNCTION faults.note_holder() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO faults.holders
+    VALUES (NEW.token, NEW.agent, current_setting('application_name'));
+    RETURN NULL;
+END
+$$;
+CREATE FUNCTION faults.note_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    INSERT INTO faults.writes (agent, token, writer)
+    SELECT leases.agent, leases.token, current_setting('application_name')
+    FROM assistant.leases WHERE leases.agent = to_jsonb(NEW) ->> TG_ARGV[0];
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER note_holder AFTER INSERT OR UPDATE OF token ON assistant.leases
+    FOR EACH ROW EXECUTE FUNCTION faults.note_holder();
+CREATE TRIGGER note_write AFTER INSERT ON assistant.board_events
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write('agent');
+CREATE TRIGGER note_write AFTER INSERT OR UPDATE OF outcome ON assistant.turns
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write('agent');
+CREATE TRIGGER note_write AFTER INSERT ON assistant.messages
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write('source');
+"""
+"""Notes who took each lease, and for each write that was accepted who made it and who held then.
+
+Processes are told apart by the name with which they connect.
+"""
+
 
 @dataclass(frozen=True)
 class Final:
@@ -29,6 +63,9 @@ class Final:
         messages: rows by position.
         turns: rows by id.
         leases: agent to token.
+        holders: token, agent and process of each lease that was taken.
+        writes: agent that is held, token of its holder and process of each write that was
+            accepted, in order.
         firings: the time of each firing of the schedule, in seconds, and how many it stands for.
         next_firing: the next time of the schedule, in seconds.
         said: how often the text of the schedule was said.
@@ -42,6 +79,8 @@ class Final:
     messages: Sequence[dict[str, Any]] = ()
     turns: Sequence[dict[str, Any]] = ()
     leases: dict[str, int] = field(default_factory=dict)
+    holders: Sequence[tuple[int, str, str]] = ()
+    writes: Sequence[tuple[str, int, str]] = ()
     firings: Sequence[tuple[float, int]] = ()
     next_firing: float = 0.0
     said: int = 0
@@ -50,7 +89,7 @@ class Final:
 
 
 def read_store(dsn: str) -> Final:
-    """What is stored now, read with plain SQL."""
+    """What is stored now, read with plain SQL; where there is no witness, without its notes."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
 
         def query(text: str) -> list[dict[str, Any]]:
@@ -66,6 +105,9 @@ def read_store(dsn: str) -> Final:
         )
         turns = query("SELECT id, agent, token, outcome FROM assistant.turns ORDER BY id")
         leases = query("SELECT agent, token FROM assistant.leases")
+        witness = bool(query("SELECT FROM pg_namespace WHERE nspname = 'faults'"))
+        holders = query("SELECT * FROM faults.holders") if witness else []
+        writes = query("SELECT * FROM faults.writes ORDER BY id") if witness else []
         firings = query(
             "SELECT extract(epoch FROM runs.due_at)::float8 AS at, missed + 1 AS times "
             "FROM assistant.schedule_runs AS runs JOIN assistant.schedules ON id = schedule_id "
@@ -85,6 +127,8 @@ def read_store(dsn: str) -> Final:
         messages=messages,
         turns=turns,
         leases={row["agent"]: row["token"] for row in leases},
+        holders=[(row["token"], row["agent"], row["holder"]) for row in holders],
+        writes=[(row["agent"], row["token"], row["writer"]) for row in writes],
         firings=[(row["at"], row["times"]) for row in firings],
         next_firing=following[0]["at"] if following else 0.0,
         said=said[0]["times"],

@@ -85,15 +85,15 @@ def _apply(call: Operation, state: _State) -> _State | None:
     fits = _fits(call, state)
     if call.outcome == "refused":
         return None if fits else state
-    if not fits:
+    if fits is False:
         return None
     if call.name == "delete":
         return _State(floor=state.floor)
     return state.written(arguments["value"], answer)
 
 
-def _fits(call: Operation, state: _State) -> bool:
-    """Whether a write may happen in a state."""
+def _fits(call: Operation, state: _State) -> bool | None:
+    """Whether a write may happen in a state; None where it may or may not."""
     exists = state.value is not None
     match call.name:
         case "set":
@@ -103,4 +103,7 @@ def _fits(call: Operation, state: _State) -> bool:
         case "delete":
             return exists
         case _:
-            return exists and state.revision == call.arguments["if_revision"]
+            wanted = call.arguments["if_revision"]
+            if exists and state.revision is None and wanted > state.floor:
+                return None
+            return exists and state.revision == wanted

@@ -17,14 +17,14 @@ _DELAY_SECONDS = 0.2
 
 
 class Proxy:
-    """Passes a TCP port of this host on to the server's socket file.
+    """Passes a TCP port of this host on to the server's socket file, or to another port.
 
     A frozen network forwards nothing, while the kernel goes on to acknowledge what is sent. One
     that loses requests or answers swallows them, as a cut in one direction does; what has lost
     anything is reset when the network is mended.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path | int) -> None:
         self._target = target
         self._fault: Fault | None = None
         self._mended = asyncio.Event()
@@ -79,7 +79,7 @@ class Proxy:
         assert link is not None
         writers = self._links[link] = [writer]
         try:
-            there = await asyncio.open_unix_connection(str(self._target))
+            there = await self._connect()
             writers.append(there[1])
             async with asyncio.TaskGroup() as ways:
                 ways.create_task(self._pass_on(reader, there[1], "lose requests", link))
@@ -90,6 +90,11 @@ class Proxy:
             for each in writers:
                 each.transport.abort()
             del self._links[link]
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, int):
+            return await asyncio.open_connection("127.0.0.1", self._target)
+        return await asyncio.open_unix_connection(str(self._target))
 
     async def _pass_on(
         self,

@@ -68,6 +68,13 @@ RIGHT = {
         replace_at(10, 2, (2, None), None),
         replace_at(10, 3, (3, 5), "ConflictError"),
     ],
+    "nobody is told the revision of an increment": [
+        add((0, 1), "1"),
+        replace_at(1, 5, (2, 3), 2),
+        add((4, 5), "6"),
+        replace_at(1, 7, (6, 7), "ConflictError"),
+        get((8, 9), [6, 3]),
+    ],
     "unknown increments count or not": [
         add((0, 1), "1"),
         add((2, None), None),
@@ -101,6 +108,11 @@ WRONG = {
     "a loser without a winner": [
         put(1, (0, 1), 10),
         replace_at(10, 2, (2, 3), "ConflictError"),
+    ],
+    "a race won with a revision from before an increment": [
+        put(1, (0, 1), 10),
+        add((2, 3), "2"),
+        replace_at(10, 5, (4, 5), 12),
     ],
     "a lost increment": [add((0, 3), "1"), add((1, 4), "1")],
     "an unknown increment that counts twice": [add((0, None), None), add((1, 2), "3")],
@@ -221,6 +233,20 @@ def test_a_board_is_one_order_of_its_updates_and_tokens_rise(
     operations: list[Operation], final: Final, violation: str | None
 ) -> None:
     expect(violation, check(History(operations, []), final))
+
+
+def test_only_the_holder_writes_for_an_agent() -> None:
+    holders = [(1, "a", "first"), (2, "a", "second")]
+    writes = [("a", 1, "first"), ("a", 2, "second")]
+    assert check(History([], []), Final(holders=holders, writes=writes)) == []
+    late = [*writes, ("a", 2, "first")]
+    assert check(History([], []), Final(holders=holders, writes=late)) == [
+        "a: first wrote while second held it with token 2"
+    ]
+    again = [*writes, ("a", 1, "first")]
+    assert check(History([], []), Final(holders=holders, writes=again)) == [
+        "a: a write with token 1 came after one with 2"
+    ]
 
 
 def test_a_board_that_says_something_else_than_its_timeline_is_found() -> None:

@@ -29,7 +29,7 @@ BUGS = {
         "store/leases.py",
         '    cursor = await connection.execute(_SQL["guard"]',
         '    return\n    cursor = await connection.execute(_SQL["guard"]',
-        Plan(1, calm=6, actors={"send": 2, "answer": 3}),
+        Plan(1, calm=6, patience=8, actors={"send": 2, "answer": 3}),
         "was given",
         slow=False,
     ),
