@@ -25,11 +25,12 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = 4
+server_login_retry = 0.5
 """
 
 
 class Pooler:
-    """A pooler that lends four backends, a transaction at a time.
+    """A pooler that lends four backends, a transaction at a time, and soon tries again for one.
 
     Args:
         port: where it listens.

@@ -22,11 +22,14 @@ from .plan import Plan
 PREFIX = "k/"
 MODEL = "command:sleep 0.02; sed 's/^/re: /'"
 
+HOSTING = {"host", "worker"}
+"""Those that run `assistant run`: all agents, or one more worker that answers messages."""
+
 _KILLED = -signal.SIGKILL
 _ASKED_TO_END = {0, -signal.SIGTERM, 128 + signal.SIGTERM}
 """How a process ends that is asked to, also before it is ready for that, or twice."""
 
-_LEAVING = {"host": {5, 69}, "shell": {69}}
+_LEAVING = {"host": {5, 69}, "worker": {5, 69}, "shell": {69}}
 
 
 class Ear:
@@ -124,8 +127,11 @@ class Actor:
     def _command(self, dsn: str) -> list[str]:
         if self.role == "shell":
             return ["assistant_cli", "kv", "watch", "--prefix", PREFIX, "--json"]
-        if self.role == "host":
-            return ["tests.faults.hosting", "--standby", "--heartbeat", "3s", "--model", MODEL]
+        if self.role in HOSTING:
+            options = ["--standby", "--heartbeat", "3s", "--model", MODEL]
+            if self.role == "worker":
+                options += ["--agent", f"conversation@{self._stem}"]
+            return ["tests.faults.hosting", *options]
         seed = f"{self._plan.seed}/{self.name}"
         return ["tests.faults.client", self.role, self.name, seed, str(self._folder), dsn]
 
@@ -133,7 +139,7 @@ class Actor:
         """Whether it has ever found the server."""
         if self.ended_with:
             return True
-        if self.role == "host":
+        if self.role in HOSTING:
             said = (self._folder / f"{self.name}.err").read_text("utf-8", "replace")
             return "hosting" in said or "standing by" in said
         history = self._folder / f"{self.name}.jsonl"

@@ -17,7 +17,7 @@ from assistant_cli.store.answering import retry_turn
 from assistant_cli.store.database import Database
 
 from ..small_disk import SmallDisk, small_disk
-from .actor import Actor
+from .actor import HOSTING, Actor
 from .checker import check
 from .cluster import Cluster
 from .final import MARKER, Final, keep_final, read_store
@@ -155,7 +155,7 @@ class _Campaign:
     async def settle(self) -> None:
         """Let everybody finish: clients, then the agents, then the watchers."""
         watching = [actor for actor in self._actors if actor.role == "watch"]
-        answering = [actor for actor in self._actors if actor.role in {"host", "answer"}]
+        answering = [actor for actor in self._actors if actor.role in {*HOSTING, "answer"}]
         shells = [actor for actor in self._actors if actor.role == "shell"]
         others = [a for a in self._actors if a not in [*watching, *answering, *shells]]
         await self._await_end(others)

@@ -30,21 +30,28 @@ BEGIN
 END
 $$;
 CREATE FUNCTION faults.note_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    written jsonb := to_jsonb(NEW);
 BEGIN
+    -- Workers answer under one name; the turn tells which of them.
     INSERT INTO faults.writes (agent, token, writer)
     SELECT leases.agent, leases.token, current_setting('application_name')
-    FROM assistant.leases WHERE leases.agent = to_jsonb(NEW) ->> TG_ARGV[0];
+    FROM assistant.leases WHERE leases.agent = coalesce(written ->> 'agent',
+            (SELECT agent FROM assistant.turns WHERE id = (written ->> 'turn_id')::bigint))
+        -- Anybody may close the turn of one whose lease has lapsed, or was taken by another.
+        AND NOT (coalesce(written ->> 'outcome', '') = 'interrupted' AND NOT (
+            assistant.lease_lasts(expires_at) AND token = (written ->> 'token')::bigint));
     RETURN NULL;
 END
 $$;
 CREATE TRIGGER note_holder AFTER INSERT OR UPDATE OF token ON assistant.leases
     FOR EACH ROW EXECUTE FUNCTION faults.note_holder();
 CREATE TRIGGER note_write AFTER INSERT ON assistant.board_events
-    FOR EACH ROW EXECUTE FUNCTION faults.note_write('agent');
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write();
 CREATE TRIGGER note_write AFTER INSERT OR UPDATE OF outcome ON assistant.turns
-    FOR EACH ROW EXECUTE FUNCTION faults.note_write('agent');
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write();
 CREATE TRIGGER note_write AFTER INSERT ON assistant.messages
-    FOR EACH ROW EXECUTE FUNCTION faults.note_write('source');
+    FOR EACH ROW EXECUTE FUNCTION faults.note_write();
 """
 """Notes who took each lease, and for each write that was accepted who made it and who held then.
 

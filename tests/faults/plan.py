@@ -11,7 +11,16 @@ from typing import Any
 from .client import LEASE
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-EVERYBODY = {"keys": 3, "watch": 2, "hold": 2, "report": 2, "send": 2, "host": 2, "shell": 1}
+EVERYBODY = {
+    "keys": 3,
+    "watch": 2,
+    "hold": 2,
+    "report": 2,
+    "send": 2,
+    "host": 2,
+    "worker": 1,
+    "shell": 1,
+}
 
 NETWORKS = ["reset", "delay", "freeze", "lose requests", "lose answers"]
 SETTINGS = [
