@@ -55,7 +55,7 @@ def hold(sql: psycopg.Connection[Any], agent: str) -> None:
     """A live lease of a process on a host with a hostile name."""
     sql.execute(
         "INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at) "
-        "VALUES (%s, nextval('assistant.tokens'), %s, 1, 'p', now() + interval '1 hour')",
+        "VALUES (%s, nextval('assistant.tokens'), %s, 1, 'p', now() + interval '15 s')",
         (agent, HOSTILE),
     )
 
