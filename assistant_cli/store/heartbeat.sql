@@ -18,4 +18,4 @@ SELECT
 -- name: is_busy
 SELECT EXISTS (
     SELECT FROM assistant.turns JOIN assistant.leases USING (agent, token)
-    WHERE trigger = 'message' AND outcome = 'running' AND expires_at > clock_timestamp());
+    WHERE trigger = 'message' AND outcome = 'running' AND assistant.lease_lasts(expires_at));
