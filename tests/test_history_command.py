@@ -175,7 +175,7 @@ def test_in_a_pipe_every_message_is_one_line_also_when_following(
 
 def test_following_shows_what_is_said_and_answered_and_reminded(assistant: CommandLine) -> None:
     process = start_following(assistant, expected=[])
-    assistant.start_run("--model", "command:tr a-z A-Z")
+    assistant.start_run("--model", "command:tr a-z A-Z", "--heartbeat", "off")
     assert assistant("send", "--wait", "hello").code == 0
     question, answer = read_line(process), read_line(process)
     assert (question["role"], question["content"]) == ("user", "hello")

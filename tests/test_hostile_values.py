@@ -51,7 +51,7 @@ VALUES (%(x)s, %(x)s, now() + interval '1 h', 'every', %(x)s, %(x)s, %(x)s, 'say
 INSERT INTO assistant.schedule_runs (schedule_id, due_at, outcome, error)
 VALUES (1, now(), 'failed', %(x)s);
 INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at)
-VALUES (%(x)s, nextval('assistant.tokens'), %(x)s, 1, %(x)s, now() + interval '1 h');
+VALUES (%(x)s, nextval('assistant.tokens'), %(x)s, 1, %(x)s, now() + interval '50 s');
 INSERT INTO kv (key, value) VALUES
     ('text', to_jsonb(%(x)s::text)), (%(x)s, to_jsonb(%(x)s::text)),
     ('object', jsonb_build_object(%(x)s, %(x)s)),
@@ -225,6 +225,8 @@ def test_what_a_model_says_of_its_failure_is_shown(
     quoted = HOSTILE.replace("'", "")
     model = f"command:cat > /dev/null; printf '%s' '{quoted}' >&2; exit 3"
     assistant("send", "hello", "--id", "1")
+    # The pauses before further attempts would take twenty seconds.
+    sql.execute("UPDATE assistant.messages SET attempts = 2")
     run = ["run", "--until-idle", "--model", model, "--log-format", form]
     terminal = Terminal(assistant, *run, more=("stderr",))
     assert terminal.finish() == 6

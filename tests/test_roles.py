@@ -139,7 +139,7 @@ def test_a_reader_may_change_nothing_and_is_told_the_role(
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at) "
-                "VALUES ('heartbeat', 1, 'h', 1, 'p', now() + interval '1 h')"
+                "VALUES ('heartbeat', 1, 'h', 1, 'p', now() + interval '50 s')"
             )
     before = contents(server)
     done = as_user["viewer"](*command, stdin='{"key": "k", "value": 1}\n')
