@@ -255,6 +255,7 @@ def check_messages(operations: Iterable[Operation], final: Final) -> Iterator[st
         if len(rows) > 1:
             yield f"message {call.arguments['content']!r} is kept {len(rows)} times"
     yield from _check_answers(final)
+    yield from _check_order(calls, final)
     yield from _check_seen_replies(operations, final)
     positions = {text: rows[0]["position"] for text, rows in kept.items() if rows}
     for conversation in {call.arguments["conversation"] for call in calls}:
@@ -276,7 +277,6 @@ def _check_answers(final: Final) -> Iterator[str]:
     for reply in replies.values():
         for line in reply["content"].splitlines():
             said[line.removeprefix("re: ")] += 1
-    last: dict[str, int] = defaultdict(int)
     for row in final.messages:
         if row["role"] != "user":
             continue
@@ -289,11 +289,31 @@ def _check_answers(final: Final) -> Iterator[str]:
             yield f"{name} was answered in another conversation"
         if said[row["content"]] != 1:
             yield f"{name} was answered {said[row['content']]} times"
-        if row["id"] in final.retried:
-            continue
-        if found["position"] < last[row["conversation"]]:
-            yield f"{name} was answered before an earlier one"
-        last[row["conversation"]] = found["position"]
+
+
+def _check_order(calls: Iterable[Operation], final: Final) -> Iterator[str]:
+    """What was sent after another message was acknowledged is not answered before it.
+
+    Messages that were sent at the same time may be answered in any order, whatever their positions.
+    Those that no call tells of came one after the other.
+    """
+    sent = {c.arguments["content"]: (c.called_at, c.answered_at or math.inf) for c in calls}
+    places = {row["id"]: row["position"] for row in final.messages}
+    talks: dict[str, list[tuple[float, float, int, str]]] = defaultdict(list)
+    for row in final.messages:
+        if row["role"] == "user" and row["reply_id"] in places and row["id"] not in final.retried:
+            times = sent.get(row["content"], (row["position"], row["position"]))
+            talk = talks[row["conversation"]]
+            talk.append((*times, places[row["reply_id"]], row["content"]))
+    for talk in talks.values():
+        acknowledged = sorted(talk, key=lambda message: message[1])
+        last, index = -1, 0
+        for called_at, _, reply, content in sorted(talk):
+            while acknowledged[index][1] < called_at:
+                last = max(last, acknowledged[index][2])
+                index += 1
+            if reply < last:
+                yield f"message {content!r} was answered before an earlier one"
 
 
 def _check_seen_replies(operations: Iterable[Operation], final: Final) -> Iterator[str]:

@@ -274,6 +274,13 @@ def send(number: int, when: When) -> Operation:
 SENT = [send(1, (0, 1)), send(2, (2, 3)), send(3, (4, None))]
 
 
+def test_messages_sent_at_the_same_time_may_be_answered_in_any_order() -> None:
+    final = Final(messages=[message(1, 4), message(2, 3), reply(3, 2), reply(4, 1)])
+    assert check(History([send(1, (0, 3)), send(2, (2, 4))], []), final) == []
+    [violation] = check(History([send(1, (0, 1)), send(2, (2, 4))], []), final)
+    assert "'text 2' was answered before an earlier one" in violation
+
+
 @pytest.mark.parametrize(
     ("messages", "violation"),
     [
