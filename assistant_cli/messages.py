@@ -21,6 +21,8 @@ Outcome = Literal["done", "silent", "skipped", "failed", "timed_out", "interrupt
 Trigger = Literal["message", "timer", "request", "reminder", "schedule"]
 Action = Literal["remind", "say", "ask"]
 
+CONVERSATION = "conversation"
+"""The agent that answers messages, and what its answers have as their source."""
 MAIN_CONVERSATION = "main"
 SILENCE = "[no action needed]"
 """What an agent returns, or its model answers, that has nothing to say."""
@@ -117,7 +119,7 @@ class Reply:
 def is_conversation(agent: str) -> bool:
     """Whether an agent answers messages: `conversation`, or a further worker, `conversation@b`."""
     kind, at, name = agent.partition("@")
-    return kind == "conversation" and bool(name) == bool(at)
+    return kind == CONVERSATION and bool(name) == bool(at)
 
 
 def check_content(content: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-CONVERSATION = "conversation"
+from ..messages import CONVERSATION as CONVERSATION
+
 HEARTBEAT = "heartbeat"
 AGENTS = (CONVERSATION, HEARTBEAT)

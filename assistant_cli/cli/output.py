@@ -63,21 +63,17 @@ def use_color() -> bool:
 
 def show_line(text: str) -> str:
     """Text for one line of a terminal: what would steer it is written out, such as `\\x1b`."""
-    return _write_out_heaps(_STEERING_IN_LINE.sub(_write_out, text), _escape)
+    return _write_out(_STEERING_IN_LINE, text, _escape)
 
 
 def show_text(text: str) -> str:
     """Text for a terminal, with its own lines and tabs."""
-    return _write_out_heaps(_STEERING.sub(_write_out, text), _escape)
+    return _write_out(_STEERING, text, _escape)
 
 
 def show_json(text: str) -> str:
     """JSON text for a terminal: still JSON, with what would steer it as `\\u001b`."""
-    return _write_out_heaps(_STEERING.sub(lambda match: _escape_json(match[0]), text), _escape_json)
-
-
-def _write_out(match: re.Match[str]) -> str:
-    return _escape(match[0])
+    return _write_out(_STEERING, text, _escape_json)
 
 
 def _escape(character: str) -> str:
@@ -88,20 +84,22 @@ def _escape_json(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
+def _write_out(steering: re.Pattern[str], text: str, escape: Callable[[str], str]) -> str:
+    """Write out what would steer a terminal, and marks that heap up."""
+    steady = steering.sub(lambda match: escape(match[0]), text)
+    return _PERHAPS_HEAPS.sub(lambda match: _write_out_heaps(match[0], escape), steady)
+
+
 def _write_out_heaps(text: str, escape: Callable[[str], str]) -> str:
     """Write out the marks without a width of their own that follow too many of their kind."""
+    from unicodedata import category
 
-    def write_out(match: re.Match[str]) -> str:
-        from unicodedata import category
-
-        parts = []
-        marks = 0
-        for character in match[0]:
-            marks = marks + 1 if category(character) in _MARKS else 0
-            parts.append(escape(character) if marks > _MOST_MARKS else character)
-        return "".join(parts)
-
-    return _PERHAPS_HEAPS.sub(write_out, text)
+    parts = []
+    marks = 0
+    for character in text:
+        marks = marks + 1 if category(character) in _MARKS else 0
+        parts.append(escape(character) if marks > _MOST_MARKS else character)
+    return "".join(parts)
 
 
 def print_data(text: str) -> None:

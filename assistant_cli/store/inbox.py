@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 
 from ..crash_points import reach
 from ..errors import AgentFailedError, ConflictError, DatabaseUnreachableError, NotFoundError
-from ..messages import Message, Turn, check_content, check_name
+from ..messages import CONVERSATION, Message, Turn, check_content, check_name
 from . import turns
 from .database import Connection, Database
 from .follow import Hints, follow
@@ -23,7 +23,7 @@ _SQL = load_queries(__file__)
 CHANNEL = "assistant_messages"
 SENT = "sent"
 """The hint that a message was sent, and nothing else has changed."""
-AGENT = "conversation"
+AGENT = CONVERSATION
 
 
 @dataclass(frozen=True)

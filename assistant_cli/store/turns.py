@@ -124,7 +124,7 @@ async def end(
         return True
     row = await (await connection.execute(_SQL["outcome"], parameters)).fetchone()
     if row is None or (row[0] == "interrupted" and outcome != "interrupted"):
-        raise TurnClosedError(f"turn {turn.id} was closed by another process")
+        raise _closed(turn)
     return False
 
 
@@ -156,7 +156,7 @@ async def add_step(
         if not (await connection.execute(_SQL["add_step"], step)).rowcount:
             await guard(connection, turn.agent, token)
             if await read_outcome(connection, turn.id) != "running":
-                raise TurnClosedError(f"turn {turn.id} was closed by another process")
+                raise _closed(turn)
             raise DatabaseUnreachableError(f"the lease of {turn.agent} had lapsed; it is back")
 
 
@@ -292,6 +292,10 @@ async def read_outcome(connection: Connection, turn_id: int) -> str:
     if row is None:
         raise _unknown(turn_id)
     return str(row[0])
+
+
+def _closed(turn: Turn) -> TurnClosedError:
+    return TurnClosedError(f"turn {turn.id} was closed by another process")
 
 
 def _unknown(turn_id: int) -> NotFoundError:
