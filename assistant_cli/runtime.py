@@ -26,7 +26,7 @@ from .models.pausing import PausingModel
 from .patience import patiently
 from .store import leases
 from .store.answering import RETRY_DELAY
-from .store.board import StatusBoard, check_agent, create_status_board
+from .store.board import IDLE, StatusBoard, check_agent, create_status_board
 from .store.database import Connection, Database
 from .store.follow import Hints, follow
 from .store.leases import Lease
@@ -298,8 +298,7 @@ async def _leave(database: Database, board: StatusBoard | None, lease: Lease) ->
     """
     try:
         async with asyncio.timeout(_LAST_WRITES_SECONDS):
-            idle = {"status": "idle", "detail": None}
-            writes = [board.update(agent, idle) for agent in lease.agents] if board else []
+            writes = [board.update(agent, IDLE) for agent in lease.agents] if board else []
             results = await asyncio.gather(*writes, return_exceptions=True)
             # What was lost to another process stays with it; the rest must not wait to lapse.
             await leases.release(database, lease)

@@ -82,8 +82,8 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, hints: Hints) -> list[Agent] | None:
-        if hints == {inbox.SENT}:
-            return answering_ones or None
+        if hints is not None and hints <= {inbox.SENT, inbox.ANSWERED}:
+            return (answering_ones or None) if inbox.SENT in hints else None
         news = await read_news(connection, token)
         if news.orphaned and answering_ones:
             await answering.return_orphaned(connection, token)

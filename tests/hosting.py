@@ -17,7 +17,10 @@ from assistant_cli.clock import Clock
 from assistant_cli.models import get_model
 from assistant_cli.runtime import BUILT_IN, RunOptions, find_built_in, run
 from assistant_cli.store import inbox
+from assistant_cli.store.answering import Worker
+from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
+from assistant_cli.store.leases import Lease
 
 from .conftest import PATIENCE_SECONDS
 
@@ -42,6 +45,11 @@ async def hosting(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+def worker_of(database: Database, lease: Lease) -> Worker:
+    """Who answers under a lease, without a host."""
+    return Worker(StatusBoard(database, lease), lease.agents[0])
 
 
 async def ask(database: Database, text: str, conversation: str = "main") -> str:

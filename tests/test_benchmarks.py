@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from assistant_cli.store import inbox
+from assistant_cli.messages import Reply
+from assistant_cli.store import inbox, leases
 from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
 from assistant_cli.store.status import get_snapshot
@@ -21,6 +22,7 @@ from .benchmarks.board import entry
 from .benchmarks.growth import bytes_an_update
 from .benchmarks.measuring import Goal, Result
 from .benchmarks.report import Report
+from .hosting import worker_of
 
 SOME_ROWS = ["help", "board-32", "watch-p50", "import", "reply", "idle-memory", "growth-wal"]
 
@@ -100,6 +102,20 @@ async def test_an_operation_takes_no_more_round_trips_than_it_needs(
     wire.seek(0)
     asked = re.findall(r"\tF\t\d+\t(?:Query|Sync)\b", wire.read())
     assert 0 < len(asked) <= most
+
+
+async def test_a_turn_is_begun_and_answered_in_one_round_trip_each(
+    database: Database, wire: TextIO
+) -> None:
+    worker = worker_of(database, await leases.acquire(database, ["conversation"]))
+    await _send(database)
+    async with database.connection() as connection:
+        connection.pgconn.trace(wire.fileno())
+    (turn,) = await worker.claim("offline")
+    await worker.keep(turn, [Reply(turn.messages, "hi")])
+    connection.pgconn.untrace()
+    wire.seek(0)
+    assert len(re.findall(r"\tF\t\d+\t(?:Query|Sync)\b", wire.read())) == 2
 
 
 async def test_an_update_of_the_board_writes_little_ahead(database: Database) -> None:

@@ -14,8 +14,11 @@ import pytest
 
 from assistant_cli import StatusBoard, create_status_board
 from assistant_cli.errors import BadDataError, ConflictError, DatabaseUnreachableError
+from assistant_cli.messages import Reply
 from assistant_cli.store import leases
+from assistant_cli.store.answering import Worker
 from assistant_cli.store.database import Database
+from assistant_cli.store.inbox import put_message
 
 from .conftest import CommandLine, eventually
 
@@ -373,6 +376,49 @@ async def test_a_new_board_refuses_while_a_running_process_holds_an_agent(
     assert "heartbeat" not in (stored(sql) or {})
 
 
+async def test_what_is_in_memory_is_what_is_stored_whoever_writes_at_the_same_time(
+    database: Database,
+) -> None:
+    lease = await leases.acquire(database, ["conversation", "heartbeat"])
+    board = await create_status_board(database, lease)
+    worker = Worker(board, "conversation")
+
+    async def answer(number: int) -> None:
+        await put_message(database, "hello", conversation=f"c{number}")
+        for turn in await worker.claim("offline"):
+            await worker.keep(turn, [Reply(turn.messages, "hi")])
+
+    async def overwrite() -> None:
+        await database.kv.set("status_board", {"other": {"status": "idle", "detail": None}})
+        await board.repair()
+
+    for number in range(20):
+        detail = f"step {number}"
+        await asyncio.gather(
+            answer(number),
+            board.update("heartbeat", {"status": "running", "detail": detail}),
+            overwrite(),
+            board.repair(),
+        )
+        await board.repair()
+        stored = {"other": {"status": "idle", "detail": None}, **board.get()}
+        assert await database.kv.get("status_board") == stored
+        assert board.get() == {
+            "conversation": IDLE,
+            "heartbeat": {"status": "running", "detail": detail},
+        }
+
+
+def test_a_program_of_the_version_before_may_go_on_while_this_one_migrates(
+    sql: psycopg.Connection[Any], dsn: str
+) -> None:
+    del dsn
+    entry = '{"agent": "build", "status": "running", "detail": "old", "token": null}'
+    refused = sql.execute("SELECT assistant.update_board(%s)", [f"[{entry}]"]).fetchone()
+    assert refused == ([],)
+    assert stored(sql) == {"build": {"status": "running", "detail": "old"}}
+
+
 async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(
     database: Database, dsn: str, sql: psycopg.Connection[Any]
 ) -> None:
@@ -382,7 +428,7 @@ async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_n
         "AND wait_event_type = 'Lock' AND wait_event = 'relation'"
     )
     with psycopg.connect(dsn) as first:
-        first.execute('SELECT assistant.update_board(\'[{"agent": "first", "status": "idle"}]\')')
+        first.execute('SELECT assistant.write_board(\'[{"first": {"status": "idle"}}]\', \'{}\')')
         updates = [
             asyncio.create_task(StatusBoard(other).update(f"a{number}", {"status": "running"}))
             for number, other in enumerate(others)

@@ -13,11 +13,11 @@ from uuid import UUID
 import pytest
 
 from assistant_cli.errors import AgentFailedError
-from assistant_cli.store import answering, inbox, leases
+from assistant_cli.store import inbox, leases
 from assistant_cli.store.database import Database
 
 from .conftest import PATIENCE_SECONDS, eventually
-from .hosting import Hold, ask, hosting, living, rows, until, until_equal
+from .hosting import Hold, ask, hosting, living, rows, until, until_equal, worker_of
 
 SPOKEN = "SELECT content FROM assistant.messages WHERE role = 'assistant' ORDER BY position"
 ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
@@ -147,9 +147,9 @@ async def test_what_a_dead_worker_had_begun_is_answered_by_another(
 ) -> None:
     message = await put(database, "hello")
     lost = await leases.acquire(database, ["conversation@b"])
-    [turn] = await answering.claim_turns(database, "conversation@b", lost.token, "offline")
+    [turn] = await worker_of(database, lost).claim("offline")
     async with hosting(database, hold.model, agents=["conversation"]):
-        await until_equal(database, "SELECT status FROM assistant.agent_status", ["idle"])
+        await until_equal(database, ENTRY, [IDLE])
         await rows(
             database,
             "UPDATE assistant.leases SET expires_at = now() WHERE agent = 'conversation@b'",
@@ -225,7 +225,7 @@ async def test_a_message_claimed_by_a_process_that_died_is_answered_once(
 ) -> None:
     lease = await leases.acquire(database, ["conversation", "heartbeat"])
     message = await put(database, "/remember tea")
-    await answering.claim_turns(database, "conversation", lease.token, "offline")
+    await worker_of(database, lease).claim("offline")
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     async with hosting(database, hold.model):
         assert await replies(database, message) == ["Remembered."]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from assistant_cli.store import answering, heartbeat, inbox, leases, ticks
+from assistant_cli.store import heartbeat, inbox, leases, ticks
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 
 from .conftest import CommandLine
 from .driven_clock import DrivenClock
-from .hosting import Hold, ask, hosting, rows, until, until_equal
+from .hosting import Hold, ask, hosting, rows, until, until_equal, worker_of
 
 HALF_HOUR = timedelta(minutes=30)
 ONLY_HEARTBEAT: dict[str, Any] = {"agents": ("heartbeat",), "heartbeat": HALF_HOUR}
@@ -247,11 +247,11 @@ async def test_whether_a_message_is_answered_is_known_across_processes(
 ) -> None:
     elsewhere = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    [turn] = await answering.claim_turns(database, "conversation", elsewhere.token, "offline")
-    assert turn is not None
+    worker = worker_of(database, elsewhere)
+    [turn] = await worker.claim("offline")
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["skipped"])
-        await answering.Answers(database, elsewhere.token).keep(turn, [])
+        await worker.keep(turn, [])
         clock.move(minutes=30)
         await ticked(database, clock, ["skipped", "silent"])
 
@@ -261,7 +261,7 @@ async def test_a_turn_of_a_dead_process_does_not_stop_the_heartbeat(
 ) -> None:
     elsewhere = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    await answering.claim_turns(database, "conversation", elsewhere.token, "offline")
+    await worker_of(database, elsewhere).claim("offline")
     await rows(database, "UPDATE assistant.leases SET expires_at = now()")
     async with hosting(database, clock=clock, **ONLY_HEARTBEAT):
         await ticked(database, clock, ["silent"])

@@ -23,13 +23,14 @@ from assistant_cli.errors import (
     QueueFullError,
     TurnClosedError,
 )
-from assistant_cli.messages import AddSchedule, Remember, Reply, Turn, Usage
+from assistant_cli.messages import AddSchedule, Effect, Remember, Reply, Turn, Usage
 from assistant_cli.store import answering, inbox, leases, turns
+from assistant_cli.store.board import IDLE, StatusBoard
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 from assistant_cli.timing import Timing
 
-from .hosting import rows, until_equal
+from .hosting import rows, until_equal, worker_of
 
 PAUSE = timedelta(seconds=5)
 
@@ -49,12 +50,18 @@ async def claim(database: Database, lease: Lease) -> Turn:
 
 
 async def claim_turns(database: Database, lease: Lease, limit: int = 1) -> Sequence[Turn]:
-    agent, token = lease.agents[0], lease.token
-    return await answering.claim_turns(database, agent, token, "offline", limit)
+    return await worker_of(database, lease).claim("offline", limit)
+
+
+async def seconds_to_next(database: Database, lease: Lease) -> float | None:
+    """What a worker knows that finds nothing to begin."""
+    worker = worker_of(database, lease)
+    assert await worker.claim("offline") == []
+    return worker.seconds_to_next
 
 
 async def answer(database: Database, lease: Lease, turn: Turn, replies: list[Reply]) -> None:
-    await answering.Answers(database, lease.token).keep(turn, replies)
+    await worker_of(database, lease).keep(turn, replies)
 
 
 async def fail(database: Database, lease: Lease, turn: Turn, outcome: Any = "failed") -> None:
@@ -241,8 +248,7 @@ async def test_a_conversation_waits_for_its_running_turn(database: Database, lea
     other = await leases.acquire(database, ["conversation@b"])
     for worker in (lease, other):
         assert await claim_turns(database, worker, limit=9) == []
-    async with database.connection() as connection:
-        assert await answering.seconds_to_next(connection) == inf
+        assert await seconds_to_next(database, worker) == inf
     await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     [turn] = await claim_turns(database, other)
     assert (turn.agent, texts(turn)) == ("conversation@b", ["2"])
@@ -270,12 +276,89 @@ async def test_workers_that_claim_at_once_share_the_inbox(
         assert texts(turn) == [str(n) for n in range(200) if f"c{n % 40}" == turn.conversation]
 
 
+@pytest.mark.parametrize("effects", [(), (Remember("tea"),)])
+async def test_a_turn_and_what_the_board_says_of_it_are_one_commit(
+    database: Database, lease: Lease, effects: Sequence[Effect]
+) -> None:
+    one_commit = (
+        "SELECT turns.xmin = kv.xmin, value -> 'conversation' FROM assistant.turns, kv "
+        "WHERE key = 'status_board'"
+    )
+    for text in ("one", "two"):
+        await put(database, text)
+    turn = await claim(database, lease)
+    running = {"status": "running", "detail": "answering 2 messages in main"}
+    assert await rows(database, one_commit) == [(True, running)]
+    await answer(database, lease, turn, [Reply(turn.messages, "hi", effects)])
+    assert await rows(database, one_commit) == [(True, IDLE)]
+
+
+async def test_the_board_tells_of_the_turns_that_are_left(database: Database, lease: Lease) -> None:
+    board = StatusBoard(database, lease)
+    worker = answering.Worker(board, "conversation")
+    for conversation in ("a", "b", "b", "c"):
+        await put(database, "hello", conversation)
+    seen = []
+    turns = await worker.claim("offline", limit=2)
+    seen.append(board.get_entry("conversation")["detail"])
+    turns += await worker.claim("offline")
+    seen.append(board.get_entry("conversation")["detail"])
+    for turn in turns:
+        assert await database.kv.get("status_board") == board.get()
+        await worker.keep(turn, [Reply(turn.messages, "hi")])
+        seen.append(board.get_entry("conversation")["detail"])
+    assert seen == [
+        "answering 3 messages in 2 conversations",
+        "answering 4 messages in 3 conversations",
+        "answering 3 messages in 2 conversations",
+        "answering 1 message in c",
+        None,
+    ]
+    assert board.get() == {"conversation": IDLE}
+
+
+@pytest.mark.parametrize("overwritten", ["[]", None])
+async def test_a_worker_is_shown_also_where_another_program_removed_the_board(
+    database: Database, lease: Lease, overwritten: str | None
+) -> None:
+    await put(database, "hello")
+    if overwritten is not None:
+        await rows(database, "INSERT INTO kv VALUES ('status_board', %s::jsonb)", overwritten)
+    await claim(database, lease)
+    detail = "answering 1 message in main"
+    board = {"conversation": {"status": "running", "detail": detail}}
+    assert await database.kv.get("status_board") == board
+
+
+async def test_a_worker_that_lost_its_lease_shows_nothing(database: Database, lease: Lease) -> None:
+    await leases.release(database, lease)
+    with pytest.raises(LeaseLostError):
+        await worker_of(database, lease).show(IDLE)
+    assert await database.kv.get("status_board") is None
+
+
+async def test_an_answer_hints_at_what_may_be_begun_now(
+    database: Database, lease: Lease, dsn: str
+) -> None:
+    await put(database, "one")
+    turn = await claim(database, lease)
+    await put(database, "two")
+    hints = []
+    with psycopg.connect(dsn, autocommit=True) as listener:
+        listener.execute("LISTEN assistant_messages")
+        for _ in range(2):
+            await answer(database, lease, turn, [Reply(turn.messages, "hi")])
+            hints.append([hint.payload for hint in listener.notifies(timeout=5, stop_after=1)])
+            [turn] = await claim_turns(database, lease) or [turn]
+    assert hints == [["answered", "sent"], ["answered"]]
+
+
 async def test_answers_that_come_together_share_a_commit(database: Database, lease: Lease) -> None:
     for number in range(8):
         await put(database, str(number), f"c{number}")
     turns = await claim_turns(database, lease, limit=8)
-    answers = answering.Answers(database, lease.token)
-    kept = [answers.keep(turn, [Reply(turn.messages, f"re: {texts(turn)[0]}")]) for turn in turns]
+    worker = worker_of(database, lease)
+    kept = [worker.keep(turn, [Reply(turn.messages, f"re: {texts(turn)[0]}")]) for turn in turns]
     await asyncio.gather(*kept)
     said = await rows(
         database,
@@ -444,9 +527,7 @@ async def test_a_failed_message_is_tried_three_times_with_growing_pauses(
         turn = await claim(database, lease)
         await fail(database, lease, turn)
         await fail(database, lease, turn)
-        async with database.connection() as connection:
-            pauses.append(await answering.seconds_to_next(connection))
-        assert await claim_turns(database, lease) == []
+        pauses.append(await seconds_to_next(database, lease))
         await retry_now(database)
     assert [pause and round(pause) for pause in pauses] == [5, 15, None]
     assert await states(database) == [("hello", "failed", 3)]
@@ -543,11 +624,16 @@ async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
         await inbox.wait_for_reply(database, message)
 
 
-async def test_an_empty_inbox_has_no_next_attempt(database: Database, lease: Lease) -> None:
-    async with database.connection() as connection:
-        assert await answering.seconds_to_next(connection) is None
-        await put(database, "hello")
-        assert await answering.seconds_to_next(connection) == 0
+async def test_a_worker_knows_whether_it_left_anything_to_begin(
+    database: Database, lease: Lease
+) -> None:
+    assert await seconds_to_next(database, lease) is None
+    worker = worker_of(database, lease)
+    for conversation in ("a", "b"):
+        await put(database, "hello", conversation)
+    for left in (0, None):
+        assert len(await worker.claim("offline")) == 1
+        assert worker.seconds_to_next == left
 
 
 async def test_waiting_for_the_reply_of_no_message_ends(database: Database) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
 import pytest
@@ -12,7 +12,7 @@ from assistant_cli.agents.host import Finish, Host
 from assistant_cli.agents.loop import run_agent
 from assistant_cli.messages import Outcome, Turn
 from assistant_cli.store import leases
-from assistant_cli.store.board import create_status_board
+from assistant_cli.store.board import StatusBoard, create_status_board
 from assistant_cli.store.database import Database
 
 from .conftest import PATIENCE_SECONDS
@@ -25,8 +25,9 @@ class Errand:
     timeout: timedelta | None = None
     concurrency = 1
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, board: StatusBoard) -> None:
+        self._board = board
+        self._database = board.database
         self._left = [Turn(1, self.name, "timer", None)]
         self.recoveries = 0
         self.may_end = asyncio.Event()
@@ -42,8 +43,11 @@ class Errand:
             self._database.losses += 1
         return [self._left.pop()] if self._left else []
 
-    def describe(self, turns: Sequence[Turn]) -> str:
-        return f"on {len(turns)} errand"
+    async def show(
+        self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
+    ) -> None:
+        entry = {"status": "running", "detail": "on an errand"} if running else at_rest
+        await self._board.update(self.name, entry)
 
     async def execute(self, turn: Turn) -> Finish:
         await self.may_end.wait()
@@ -68,7 +72,7 @@ async def test_a_connection_lost_during_a_claim_is_recovered_from_once_there_is_
 ) -> None:
     lease = await leases.acquire(database, ["errand"])
     board = await create_status_board(database, lease)
-    agent = Errand(database)
+    agent = Errand(board)
     host = Host(database=database, board=board, lease=lease, models={})
     async with asyncio.timeout(PATIENCE_SECONDS):
         running = asyncio.create_task(run_agent(agent, host))

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from assistant_cli.messages import AddSchedule, CancelSchedule, Effect, Reply
-from assistant_cli.store import answering, inbox, leases
+from assistant_cli.store import inbox, leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.schedules import add_schedule, cancel_schedule, list_schedules
 from assistant_cli.timing import Timing, plan_every
 
 from .driven_clock import DrivenClock
-from .hosting import ask, hosting, rows, until, until_equal
+from .hosting import ask, hosting, rows, until, until_equal, worker_of
 from .openai_server import Behaviour, OpenAIServer, calls, fails, marked, says, texts
 
 # A Saturday evening in Berlin.
@@ -275,9 +275,9 @@ async def end_turn(database: Database, *effects: Effect) -> list[str]:
     """Answer a waiting message with some effects; returns the outcome."""
     lease = await leases.acquire(database, ["conversation"])
     await inbox.put_message(database, "hello", conversation="main")
-    [turn] = await answering.claim_turns(database, "conversation", lease.token, "offline")
-    assert turn is not None
-    await answering.Answers(database, lease.token).keep(turn, [Reply(turn.messages, "hi", effects)])
+    worker = worker_of(database, lease)
+    [turn] = await worker.claim("offline")
+    await worker.keep(turn, [Reply(turn.messages, "hi", effects)])
     return await rows(database, TURNS)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from math import inf
 
-from ..errors import BadDataError
+from ..errors import BadDataError, TurnClosedError
 from ..messages import Message, Outcome, Reply, Turn
 from ..models import ModelError, RefusedError
 from ..models.pausing import REFUSED_PAUSE
@@ -51,23 +51,33 @@ class ConversationAgent:
         self._host = host
         self._definition = definition
         self._woken = asyncio.Event()
-        self._answers = answering.Answers(host.database, host.lease.token)
+        self._worker = answering.Worker(host.board, self.name)
+        # Whether the board tells what it does, as it does while turns begin and are answered.
+        self._shown = True
         self._progress: dict[int, _Progress] = {}
 
     async def recover(self, running: Collection[int]) -> None:
         host = self._host
         await answering.recover(host.database, self.name, host.lease.token, running)
+        self._shown = False
 
     async def claim(self, limit: int) -> Sequence[Turn]:
-        host = self._host
         self._woken.clear()
-        model = host.model_of(self.name).name
-        return await answering.claim_turns(host.database, self.name, host.lease.token, model, limit)
+        return await self._worker.claim(self._host.model_of(self.name).name, limit)
 
-    def describe(self, turns: Sequence[Turn]) -> str:
-        count = sum(len(turn.messages) for turn in turns)
-        where = turns[0].conversation if len(turns) == 1 else f"{len(turns)} conversations"
-        return f"answering {count} message{'s' if count > 1 else ''} in {where}"
+    async def show(
+        self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
+    ) -> None:
+        del running
+        if self._shown and not anew:
+            return
+        # Before it is: what ends meanwhile is shown once more.
+        self._shown = True
+        try:
+            await self._worker.show(at_rest)
+        except BaseException:
+            self._shown = False
+            raise
 
     async def execute(self, turn: Turn) -> Finish:
         host = self._host
@@ -81,7 +91,11 @@ class ConversationAgent:
         return partial(self._finish, turn, [*progress.obeyed, *answer])
 
     async def _finish(self, turn: Turn, replies: Sequence[Reply]) -> Outcome:
-        await self._answers.keep(turn, replies)
+        try:
+            await self._worker.keep(turn, replies)
+        except TurnClosedError:
+            self._shown = False
+            raise
         self._progress.pop(turn.id, None)
         return "done"
 
@@ -113,12 +127,13 @@ class ConversationAgent:
         except BadDataError:
             # Most likely it failed because the database refuses one of them.
             await fail()
+        finally:
+            self._shown = False
         self._progress.pop(turn.id, None)
 
     async def wait(self) -> bool:
         """Wait for a message to come, or for the time of the next attempt."""
-        async with self._host.database.connection() as connection:
-            seconds = await answering.seconds_to_next(connection)
+        seconds = self._worker.seconds_to_next
         if seconds is None and self._host.until_idle:
             return False
         until = None

@@ -96,8 +96,8 @@ class HeartbeatAgent(TimedAgent):
             self._busy_since = self._busy_since or now
         return claimed
 
-    def describe(self, turns: Sequence[Turn]) -> str:
-        return _DESCRIPTIONS.get(turns[0].trigger) or super().describe(turns)
+    def describe(self, turn: Turn) -> str:
+        return _DESCRIPTIONS.get(turn.trigger) or super().describe(turn)
 
     async def execute(self, turn: Turn) -> Finish:
         if turn.trigger in _DESCRIPTIONS:

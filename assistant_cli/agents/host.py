@@ -76,8 +76,13 @@ class Agent(Protocol):
     async def claim(self, limit: int) -> Sequence[Turn]:
         """The next turns, recorded as running; none where there is nothing to do."""
 
-    def describe(self, turns: Sequence[Turn]) -> str:
-        """What the board shows while these turns run."""
+    async def show(
+        self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
+    ) -> None:
+        """Put on the board what is true, where it is not there: `at_rest` while no turn runs.
+
+        `anew`: something else was put there.
+        """
 
     async def execute(self, turn: Turn) -> Finish:
         """The long part; called again where the database goes away before the model is asked.

@@ -16,7 +16,7 @@ from ..durations import format_duration
 from ..errors import DatabaseUnreachableError
 from ..messages import AgentStatus, Outcome, Turn
 from ..patience import backoff, patiently
-from ..store.board import shorten_detail
+from ..store.board import IDLE, shorten_detail
 from .execution import execute, give_up, names
 from .host import Agent, Host
 
@@ -150,19 +150,10 @@ class _Loop:
         self._ended.set()
         self._agent.wake()
 
-    def _entry(self) -> dict[str, str | None]:
-        """What is true of the agent now."""
-        if self._running:
-            return _entry("running", self._agent.describe(list(self._running.values())))
-        return _entry("failed" if self._failure else "idle", self._failure)
-
-    async def _show(self) -> None:
-        board, name = self._host.board, self._agent.name
-
+    async def _show(self, *, anew: bool = False) -> None:
         async def show() -> None:
-            entry = self._entry()
-            if entry != board.get_entry(name):
-                await board.update(name, entry)
+            at_rest = _entry("failed", self._failure) if self._failure else IDLE
+            await self._agent.show(list(self._running.values()), at_rest, anew=anew)
 
         await patiently(show)
 
@@ -170,7 +161,7 @@ class _Loop:
         """Show it, if only for a moment where other turns go on: the timeline keeps it."""
         entry = _entry("failed", self._failure)
         await patiently(lambda: self._host.board.update(self._agent.name, entry))
-        await self._show()
+        await self._show(anew=True)
 
 
 def _entry(status: AgentStatus, detail: str | None) -> dict[str, str | None]:

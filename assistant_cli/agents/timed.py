@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ..messages import Outcome, Turn
 from ..store import ticks
+from ..store.board import shorten_detail
 from .definition import AgentDefinition
 from .host import Finish, Host
 from .turn_context import TurnContext
@@ -71,9 +72,20 @@ class TimedAgent:
             host = self._host
             await ticks.announce_next(host.database, self.name, host.lease.token, corrected)
 
-    def describe(self, turns: Sequence[Turn]) -> str:
-        del turns
+    def describe(self, turn: Turn) -> str:
+        """What the board shows while the turn runs."""
+        del turn
         return self._definition.description
+
+    async def show(
+        self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
+    ) -> None:
+        del anew
+        entry = at_rest
+        for turn in running:
+            entry = {"status": "running", "detail": shorten_detail(self.describe(turn))}
+        if entry != self._host.board.get_entry(self.name):
+            await self._host.board.update(self.name, entry)
 
     async def execute(self, turn: Turn) -> Finish:
         context = TurnContext(self._host, turn)

@@ -2,7 +2,8 @@
 
 Several of them, on several hosts, share it; in a conversation, one turn runs at a time. Every
 write happens in a transaction that first makes sure, under a lock, that the worker's lease is
-still this process's.
+still this process's. The functions that begin and answer turns are part of the schema, which makes
+several statements one round trip.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ from ..errors import ConflictError
 from ..messages import Message, Outcome, Reply, Turn
 from . import turns
 from .batches import Batches, Write
+from .board import IDLE, StatusBoard
 from .database import Connection, Database
 from .effects import apply_effect
 from .inbox import announce, say
@@ -38,53 +40,73 @@ RETRY_DELAY = timedelta(seconds=5)
 _MESSAGE_FIELDS = [field.name for field in fields(Message)]
 
 
-async def claim_turns(
-    database: Database, agent: str, token: int, model: str, limit: int = 1
-) -> list[Turn]:
-    """Claim all waiting messages of the conversations that wait longest, a turn for each.
-
-    Args:
-        agent: the name of the worker.
-        limit: for how many conversations.
-    """
-    parameters = {"agent": agent, "token": token, "model": model, "limit": limit}
-    async with database.connection() as connection:
-        cursor = connection.cursor(row_factory=dict_row)
-        reach("claim.before")
-        await cursor.execute(_SQL["claim"], parameters)
-        rows = sorted(await cursor.fetchall(), key=lambda row: int(row["position"]))
-        if not rows:
-            # The statement claims nothing either where the lease is lost.
-            await guard(connection, agent, token)
-    if rows:
-        reach("claim.after")
-    claimed: dict[int, list[Message]] = defaultdict(list)
-    for row in rows:
-        claimed[row["turn_id"]].append(_message(row))
-    return [
-        Turn(turn_id, agent, "message", messages[0].conversation, messages)
-        for turn_id, messages in claimed.items()
-    ]
-
-
 @dataclass
 class _Answer(Write[bool]):
     turn: Turn
     replies: Sequence[Reply]
 
 
-class Answers:
-    """Keeps the replies of a worker's turns; those that come at the same time share a commit."""
+class Worker:
+    """What a worker begins and answers; the board tells it in the same commits.
 
-    def __init__(self, database: Database, token: int) -> None:
-        self._database = database
-        self._token = token
-        self._batches = Batches(self._keep_batch)
+    `seconds_to_next`: in how many seconds, at the last look, a waiting message could be tried;
+    None: none waited; infinite: all of them waited for turns that ran in their conversations.
+    """
+
+    def __init__(self, board: StatusBoard, agent: str) -> None:
+        """A worker that the lease of the board holds.
+
+        Args:
+            agent: its name.
+        """
+        assert board.lease is not None
+        self.seconds_to_next: float | None = None
+        self._board = board
+        self._database = board.database
+        self._agent = agent
+        self._token = board.lease.token
+        self._answers = Batches(self._keep_batch)
+
+    async def claim(self, model: str, limit: int = 1) -> list[Turn]:
+        """Begin a turn for each of the conversations that wait longest, with all that waits there.
+
+        Args:
+            limit: for how many conversations.
+
+        Raises:
+            LeaseLostError: another process holds the worker's name.
+        """
+        parameters = {**self._named(), "model": model, "limit": limit}
+        async with (
+            self._board.shown_by(self._agent) as tell,
+            self._database.connection() as connection,
+        ):
+            cursor = connection.cursor(row_factory=dict_row)
+            reach("claim.before")
+            rows = await (await cursor.execute(_SQL["begin"], parameters)).fetchall()
+            if len(rows) > 1:
+                reach("claim.after")
+            if not rows:
+                await guard(connection, self._agent, self._token)
+            last: dict[str, Any] = rows.pop() if rows else {"entry": None, "seconds": 0.0}
+            tell(last["entry"])
+            self.seconds_to_next = last["seconds"]
+        return self._turns(rows)
+
+    def _turns(self, rows: list[dict[str, Any]]) -> list[Turn]:
+        claimed: dict[int, list[Message]] = defaultdict(list)
+        for row in sorted(rows, key=lambda row: int(row["position"])):
+            claimed[row["turn_id"]].append(_message(row))
+        return [
+            Turn(turn_id, self._agent, "message", messages[0].conversation, messages)
+            for turn_id, messages in claimed.items()
+        ]
 
     async def keep(self, turn: Turn, replies: Sequence[Reply]) -> None:
         """Keep the replies and their effects, and mark the messages answered, all or nothing.
 
-        Doing it again after a lost connection is safe: a turn that is done stays as it is.
+        Those that are kept at the same time share a commit. Doing it again after a lost
+        connection is safe: a turn that is done stays as it is.
 
         Raises:
             LeaseLostError: another process holds the worker's name.
@@ -92,16 +114,19 @@ class Answers:
         """
         if not any(reply.effects for reply in replies):
             kept = asyncio.get_running_loop().create_future()
-            self._batches.add(_Answer(kept, turn, replies))
+            self._answers.add(_Answer(kept, turn, replies))
             if await kept:
                 return
-        async with self._database.transaction() as connection:
-            await guard(connection, turn.agent, self._token)
-            if await turns.end(connection, turn, "done"):
-                await _keep_replies(connection, turn, replies)
-                await announce(connection)
-            reach("effects.before")
-        reach("effects.after")
+        async with self._board.shown_by(self._agent) as tell:
+            async with self._database.transaction() as connection:
+                await guard(connection, self._agent, self._token)
+                if await turns.end(connection, turn, "done"):
+                    await _keep_replies(connection, turn, replies)
+                    await announce(connection)
+                entry = await self._show(connection, IDLE)
+                reach("effects.before")
+            reach("effects.after")
+            tell(entry)
 
     async def _keep_batch(self, batch: list[_Answer]) -> None:
         """Keep them in one statement; one that is not kept is told so."""
@@ -116,15 +141,35 @@ class Answers:
             for answer in batch
             for reply in answer.replies
         ]
-        agent = batch[0].turn.agent
-        parameters = {"agent": agent, "token": self._token, "replies": json.dumps(replies)}
-        async with self._database.connection() as connection:
+        parameters = {**self._named(), "replies": json.dumps(replies)}
+        async with (
+            self._board.shown_by(self._agent) as tell,
+            self._database.connection() as connection,
+        ):
             reach("reply.before")
-            cursor = await connection.execute(_SQL["answer_at_once"], parameters)
+            cursor = await connection.execute(_SQL["keep"], parameters)
             reach("reply.after")
-            ended = {row[0] for row in await cursor.fetchall()}
+            row = await cursor.fetchone()
+            assert row is not None
+            tell(row[1])
         for answer in batch:
-            answer.succeed(answer.turn.id in ended)
+            answer.succeed(answer.turn.id in (row[0] or ()))
+
+    async def show(self, at_rest: Mapping[str, Any]) -> None:
+        """Put on the board what is true of the worker: `at_rest` where none of its turns runs."""
+        async with self._board.shown_by(self._agent) as tell:
+            async with self._database.transaction() as connection:
+                await guard(connection, self._agent, self._token)
+                entry = await self._show(connection, at_rest)
+            tell(entry)
+
+    async def _show(self, connection: Connection, at_rest: Mapping[str, Any]) -> Any:
+        parameters = {**self._named(), "at_rest": json.dumps(at_rest)}
+        row = await (await connection.execute(_SQL["show"], parameters)).fetchone()
+        return row and row[0]
+
+    def _named(self) -> dict[str, Any]:
+        return {"agent": self._agent, "token": self._token}
 
 
 async def fail_turn(
@@ -244,15 +289,6 @@ async def retry_turn(database: Database, turn_id: int) -> int:
             raise ConflictError(f"turn {turn_id} ({outcome}) has no failed messages")
         await announce(connection)
     return waiting
-
-
-async def seconds_to_next(connection: Connection) -> float | None:
-    """Seconds until a waiting message may be tried; None where none waits.
-
-    Infinite where all of them wait for turns that run in their conversations.
-    """
-    row = await (await connection.execute(_SQL["seconds_to_next"])).fetchone()
-    return None if row is None or row[0] is None else max(0.0, float(row[0]))
 
 
 async def _keep_replies(connection: Connection, turn: Turn, replies: Sequence[Reply]) -> None:

@@ -1,69 +1,11 @@
--- name: claim
--- The turns are begun in one order for all, so that two hosts never wait for each other.
-WITH held AS (
-    SELECT FROM assistant.leases
-    WHERE agent = %(agent)s AND token = %(token)s AND expires_at > clock_timestamp()
-    FOR KEY SHARE
-), longest AS (
-    SELECT conversation, position FROM assistant.waiting_messages, held
-    WHERE ready_at <= clock_timestamp() ORDER BY position LIMIT 100
-), next AS (
-    SELECT conversation FROM longest
-    GROUP BY conversation ORDER BY min(position) LIMIT %(limit)s
-), ready AS (
-    SELECT id, row_number() OVER (PARTITION BY conversation ORDER BY position) AS number
-    FROM assistant.waiting_messages
-    WHERE conversation IN (SELECT conversation FROM next) AND ready_at <= clock_timestamp()
-), batch AS (
-    SELECT id, conversation FROM assistant.messages
-    WHERE state = 'waiting' AND id IN (SELECT id FROM ready WHERE number <= 100)
-    ORDER BY position FOR UPDATE
-), turn AS (
-    INSERT INTO assistant.turns (agent, trigger, conversation, token, model)
-    SELECT %(agent)s, 'message', conversation, %(token)s, %(model)s
-    FROM batch GROUP BY conversation ORDER BY conversation
-    ON CONFLICT (conversation) WHERE trigger = 'message' AND outcome = 'running' DO NOTHING
-    RETURNING id, conversation
-)
-UPDATE assistant.messages AS message
-SET state = 'working', attempts = attempts + 1, turn_id = turn.id, retry_at = NULL
-FROM batch JOIN turn USING (conversation) WHERE message.id = batch.id
-RETURNING turn_id, message.position, message.id, message.conversation, role, content, sender,
-    source, state, created_at, attempts, error;
+-- name: begin
+SELECT * FROM assistant.begin_turns(%(agent)s, %(token)s, %(model)s, %(limit)s);
 
--- name: seconds_to_next
-SELECT CASE min(ready_at) WHEN 'infinity' THEN 'infinity'
-    ELSE extract(epoch FROM greatest(min(ready_at), clock_timestamp()) - clock_timestamp())
-    END::float8
-FROM assistant.waiting_messages HAVING count(*) > 0;
+-- name: keep
+SELECT ended, entry FROM assistant.keep_replies(%(agent)s, %(token)s, %(replies)s::jsonb);
 
--- name: answer_at_once
-WITH held AS (
-    SELECT FROM assistant.leases
-    WHERE agent = %(agent)s AND token = %(token)s AND expires_at > clock_timestamp()
-    FOR KEY SHARE
-), given AS (
-    SELECT * FROM ROWS FROM (
-        jsonb_to_recordset(%(replies)s::jsonb)
-            AS (turn bigint, conversation text, id uuid, text text, answers uuid[])
-    ) WITH ORDINALITY AS reply(turn, conversation, id, text, answers, number)
-), ended AS (
-    UPDATE assistant.turns SET outcome = 'done', ended_at = clock_timestamp() FROM held
-    WHERE id IN (SELECT turn FROM given) AND outcome = 'running'
-    RETURNING id
-), reply AS (
-    SELECT given.* FROM given JOIN ended ON ended.id = given.turn
-), said AS (
-    INSERT INTO assistant.messages (id, conversation, role, content, source, state, turn_id)
-    SELECT id, conversation, 'assistant', text, 'conversation', 'said', turn
-    FROM reply ORDER BY number
-), answered AS (
-    UPDATE assistant.messages AS message
-    SET state = 'answered', reply_id = reply.id, answered_at = clock_timestamp(), error = NULL
-    FROM reply
-    WHERE message.id = ANY(reply.answers) AND turn_id = reply.turn AND state = 'working'
-)
-SELECT id, pg_notify('assistant_messages', '') FROM ended;
+-- name: show
+SELECT assistant.show_turns(%(agent)s, %(token)s, %(at_rest)s::jsonb);
 
 -- name: answer
 UPDATE assistant.messages

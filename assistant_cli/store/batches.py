@@ -42,11 +42,6 @@ class Batches(Generic[W]):
         self._pending: list[W] = []
         self._flusher: asyncio.Task[None] | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether a commit is under way."""
-        return self._flusher is not None
-
     def add(self, write: W) -> None:
         """Have a write committed with those that come at the same time."""
         self._pending.append(write)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ _SQL = load_queries(__file__)
 
 KEY = "status_board"
 AGENTS = ("conversation", "heartbeat")
+IDLE: Mapping[str, str | None] = {"status": "idle", "detail": None}
 MAX_DETAIL_BYTES = 2_000
 _AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
 
@@ -41,9 +43,10 @@ class StatusBoard:
     """
 
     def __init__(self, database: Database, lease: Lease | None = None) -> None:
-        self._database = database
-        self._lease = lease
+        self.database = database
+        self.lease = lease
         self._entries: dict[str, Any] = {}
+        self._writing = asyncio.Lock()
         self._batches = Batches(self._write)
 
     def get(self) -> dict[str, Any]:
@@ -79,14 +82,17 @@ class StatusBoard:
             ConflictError: another process holds the agent.
             DatabaseUnreachableError: nothing is known to be written; try again.
         """
-        token = self._lease.token if self._lease and agent in self._lease.agents else None
-        written = asyncio.get_running_loop().create_future()
-        self._batches.add(_Update(written, check_agent(agent), _check_entry(entry), token))
-        await written
+        update = self._make_update(check_agent(agent), _check_entry(entry))
+        self._batches.add(update)
+        await update.written
+
+    def _make_update(self, agent: str, entry: dict[str, str | None]) -> _Update:
+        token = self.lease.token if self.lease and agent in self.lease.agents else None
+        return _Update(asyncio.get_running_loop().create_future(), agent, entry, token)
 
     async def read(self) -> dict[str, Any]:
         """Read the stored board into memory and return it as `get` does."""
-        async with self._database.connection() as connection:
+        async with self.database.connection() as connection:
             row = await (await connection.execute(_SQL["read"])).fetchone()
         self._entries = _entries_of(row)
         return self.get()
@@ -96,47 +102,72 @@ class StatusBoard:
 
         Another program may have replaced the whole board. Returns whether that was so.
         """
-        before = self.get()
-        held = self._lease.agents if self._lease else ()
-        async with self._database.connection() as connection:
-            row = await (await connection.execute(_SQL["read"])).fetchone()
-        found = _entries_of(row)
-        # An update that is under way, or came meanwhile, is newer than what was read.
-        if self._batches.busy or self._entries != before:
-            return False
-        wrong = [agent for agent in held if found.get(agent) != before.get(agent)]
-        await asyncio.gather(*(self.update(agent, before[agent]) for agent in wrong))
+        held = self.lease.agents if self.lease else ()
+        async with self._writing:
+            async with self.database.connection() as connection:
+                row = await (await connection.execute(_SQL["read"])).fetchone()
+            found = _entries_of(row)
+            wrong = [agent for agent in held if found.get(agent) != self._entries.get(agent)]
+            # At once, or an update that waits, which is newer, might come before.
+            updates = [self._make_update(agent, self._entries[agent]) for agent in wrong]
+            await self._put(updates)
+        await asyncio.gather(*(update.written for update in updates))
         return bool(wrong)
 
+    @asynccontextmanager
+    async def shown_by(self, agent: str) -> AsyncIterator[Callable[[dict[str, Any] | None], None]]:
+        """Let a statement that changes more put the agent's entry on the board as well.
+
+        Yields what is to be told of the entry once it is committed; None where there is none.
+        """
+        # No other entry of this process may be committed between that one and its being told of.
+        async with self._writing:
+
+            def tell(entry: dict[str, Any] | None) -> None:
+                if entry is not None:
+                    self._entries[agent] = entry
+
+            yield tell
+
     async def _write(self, batch: list[_Update]) -> None:
-        while batch:
-            refused = await self._commit(batch)
-            accepted = [update for update in batch if update.agent not in refused]
-            if refused:
-                await self._refuse([update for update in batch if update.agent in refused])
-                batch = accepted
-                continue
-            for update in batch:
-                self._entries[update.agent] = update.entry
-                update.succeed(None)
-            return
+        async with self._writing:
+            await self._put(batch)
+
+    async def _put(self, batch: list[_Update]) -> None:
+        while batch and (refused := await self._commit(batch)):
+            await self._refuse([update for update in batch if update.agent in refused])
+            batch = [update for update in batch if update.agent not in refused]
+        for update in batch:
+            self._entries[update.agent] = update.entry
+            update.succeed(None)
 
     async def _commit(self, batch: list[_Update]) -> set[str]:
         """Write a batch in one statement; returns the agents whose updates were refused."""
-        # As one text: psycopg would spend longer on arrays than the server on the update.
-        updates = [{"agent": u.agent, "token": u.token, **u.entry} for u in batch]
-        async with self._database.connection() as connection:
+        tokens = {update.agent: update.token for update in batch if update.token is not None}
+        parameters = {"rounds": json.dumps(_rounds(batch)), "tokens": json.dumps(tokens)}
+        async with self.database.connection() as connection:
             reach("board.before")
-            cursor = await connection.execute(_SQL["update"], {"updates": json.dumps(updates)})
+            cursor = await connection.execute(_SQL["update"], parameters)
             reach("board.after")
             row = await cursor.fetchone()
-        return set(row[0]) if row else set()
+        return set(row[0]) if row and row[0] else set()
 
     async def _refuse(self, updates: list[_Update]) -> None:
-        holders = await find_holders(self._database, [update.agent for update in updates])
+        holders = await find_holders(self.database, [update.agent for update in updates])
         by_agent = {holder.agent: holder for holder in holders}
         for update in updates:
             update.fail(_refusal(update, by_agent.get(update.agent)))
+
+
+def _rounds(updates: Iterable[_Update]) -> list[dict[str, dict[str, str | None]]]:
+    """The entries in their order, each agent once in each round and in the first that it may."""
+    rounds: list[dict[str, dict[str, str | None]]] = []
+    for update in updates:
+        place = next((entries for entries in rounds if update.agent not in entries), None)
+        if place is None:
+            rounds.append(place := {})
+        place[update.agent] = update.entry
+    return rounds
 
 
 def _entries_of(row: tuple[Any, ...] | None) -> dict[str, Any]:
@@ -222,7 +253,7 @@ async def create_status_board(database: Database, lease: Lease | None = None) ->
     if lease is None:
         for agent in agents:
             await forget_dead_holder(database, agent)
-    updates = [board.update(agent, {"status": "idle", "detail": None}) for agent in agents]
+    updates = [board.update(agent, IDLE) for agent in agents]
     # All of them end before this does, also where one is refused.
     for result in await asyncio.gather(*updates, return_exceptions=True):
         if isinstance(result, BaseException):

@@ -1,5 +1,5 @@
 -- name: update
-SELECT assistant.update_board(%(updates)s::jsonb);
+SELECT assistant.write_board(%(rounds)s::jsonb, %(tokens)s::jsonb);
 
 -- name: read
 SELECT value::text FROM public.kv

@@ -22,7 +22,9 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_messages"
 SENT = "sent"
-"""The hint that a message was sent, and nothing else has changed."""
+"""The hint that a message may be begun, and nothing else has changed."""
+ANSWERED = "answered"
+"""The hint that messages were answered; that others may be begun now is a hint of its own."""
 AGENT = CONVERSATION
 
 

@@ -9,10 +9,11 @@ from functools import partial
 from uuid import uuid4
 
 from assistant_cli.agents.context import history
-from assistant_cli.store.answering import seconds_to_next
+from assistant_cli.store.answering import Worker
 from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
 from assistant_cli.store.history import read_last
+from assistant_cli.store.leases import Lease
 from assistant_cli.store.status import get_snapshot
 
 from .board import entry
@@ -53,6 +54,8 @@ def _messages(count: int) -> list[str]:
         f"SELECT gen_random_uuid(), {conversation}, role, 'about so much text', 'cli', "
         "CASE role WHEN 'user' THEN 'answered' ELSE 'said' END, n "
         f"FROM generate_series(1, {count} / 2) n, unnest(ARRAY['user', 'assistant']) role",
+        "INSERT INTO assistant.leases (agent, token, host, pid, process, expires_at) "
+        "VALUES ('conversation', 1, '', 0, '', 'infinity')",
     ]
 
 
@@ -112,8 +115,8 @@ async def snapshot(database: Database, _: int) -> object:
 
 
 async def next_message(database: Database, _: int) -> object:
-    async with database.connection() as connection:
-        return await seconds_to_next(connection)
+    worker = Worker(StatusBoard(database, Lease(("conversation",), 1)), "conversation")
+    return await worker.claim("offline")
 
 
 @asynccontextmanager

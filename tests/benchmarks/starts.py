@@ -29,8 +29,8 @@ import assistant_cli.cli.run, assistant_cli.runtime, assistant_cli.store.opening
 print("imported", flush=True)
 """
 _BOARD = (
-    'SELECT assistant.update_board(\'[{"agent": "conversation", "status": "idle"}, '
-    '{"agent": "heartbeat", "status": "running", "detail": "writing a recipe"}]\')'
+    'SELECT assistant.write_board(\'[{"conversation": {"status": "idle", "detail": null}, '
+    '"heartbeat": {"status": "running", "detail": "writing a recipe"}}]\', \'{}\')'
 )
 
 

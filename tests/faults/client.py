@@ -26,6 +26,7 @@ from assistant_cli.errors import ConflictError, DatabaseUnreachableError
 from assistant_cli.messages import Reply, Turn
 from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store import database as connections
+from assistant_cli.store.leases import Lease
 from assistant_cli.store.watch import Deleted
 
 from .final import MARKER
@@ -265,22 +266,23 @@ async def answer(client: Client, database: Database) -> None:
         )
         if token is not None:
             await answering.recover(database, inbox.AGENT, token)
-            while await _answer(client, database, token):
+            board = StatusBoard(database, Lease((inbox.AGENT,), token))
+            worker = answering.Worker(board, inbox.AGENT)
+            while await _answer(client, worker, token):
                 await client.pause(0.2)
         await client.pause(0.2)
 
 
-async def _answer(client: Client, database: Database, token: int) -> bool:
+async def _answer(client: Client, worker: answering.Worker, token: int) -> bool:
     """Whether the lease still counted."""
 
     async def claim() -> list[Turn]:
-        return await answering.claim_turns(database, inbox.AGENT, token, "none", 2)
+        return await worker.claim("none", 2)
 
-    answers = answering.Answers(database, token)
     turns = await client.recorder.call("claim", claim, agent=inbox.AGENT, token=token)
     for turn in turns or []:
         text = "\n".join(f"re: {message.content}" for message in turn.messages)
-        await answers.keep(turn, [Reply(turn.messages, text)])
+        await worker.keep(turn, [Reply(turn.messages, text)])
     return turns is not None and not client.stopping.is_set()
 
 
