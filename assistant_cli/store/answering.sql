@@ -32,11 +32,9 @@ WHERE state = 'working' AND turn_id = ANY(%(turns)s);
 -- name: close_orphans
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(), error = 'the process that ran it ended'
-WHERE trigger = 'message' AND outcome = 'running' AND token <> %(token)s AND NOT EXISTS (
-    SELECT FROM assistant.leases
-    WHERE leases.agent = turns.agent AND leases.token = turns.token
-        AND assistant.lease_lasts(expires_at))
-RETURNING id;
+-- The view alone does not see what is committed while this waits for a row.
+WHERE outcome = 'running' AND token <> %(token)s
+    AND id IN (SELECT id FROM assistant.orphaned_turns);
 
 -- name: fail_cancelled
 UPDATE assistant.messages

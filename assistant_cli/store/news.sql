@@ -5,10 +5,4 @@ SELECT EXISTS (SELECT FROM assistant.messages WHERE state = 'waiting') AS waitin
     (SELECT max(updated_at) FROM public.kv
         WHERE key COLLATE "C" >= 'tick_requests/' AND key COLLATE "C" < 'tick_requests0'
     ) AS last_request,
-    EXISTS (
-        SELECT FROM assistant.turns
-        WHERE trigger = 'message' AND outcome = 'running' AND token <> %(token)s AND NOT EXISTS (
-            SELECT FROM assistant.leases
-            WHERE leases.agent = turns.agent AND leases.token = turns.token
-                AND assistant.lease_lasts(expires_at))
-    ) AS orphaned;
+    EXISTS (SELECT FROM assistant.orphaned_turns WHERE token <> %(token)s) AS orphaned;

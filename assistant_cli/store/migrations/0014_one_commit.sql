@@ -47,6 +47,14 @@ BEGIN
 END
 $$;
 
+-- The turns that answer messages and whose process is gone.
+CREATE OR REPLACE VIEW assistant.orphaned_turns AS
+SELECT id, agent, token FROM assistant.turns
+WHERE trigger = 'message' AND outcome = 'running' AND NOT EXISTS (
+    SELECT FROM assistant.leases
+    WHERE leases.agent = turns.agent AND leases.token = turns.token
+        AND assistant.lease_lasts(leases.expires_at));
+
 -- As before, and a plan made while the timeline was short is not kept when it is long.
 ALTER FUNCTION assistant.record_board() SET enable_seqscan = off;
 
