@@ -41,6 +41,7 @@ class Report:
                 known[name] = result
         results = {name: known[name] for name in order if name in known}
         lines = (f"{json.dumps(name)}: {_json(result)}" for name, result in results.items())
+        self._data.parent.mkdir(parents=True, exist_ok=True)
         self._data.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
         self._picture.write_text(draw(results), "utf-8")
         page = self._page.read_text("utf-8") if self._page.exists() else f"{_BEGIN}\n{_END}\n"
