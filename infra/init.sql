@@ -901,7 +901,9 @@ VALUES (13, 'clock_set_back') ON CONFLICT DO NOTHING;
 -- It takes the place of update_board, which stays for programs that run while this is migrated.
 -- Returns the agents that were refused; where there is one, nothing was written. Else null.
 CREATE OR REPLACE FUNCTION assistant.write_board(rounds jsonb, tokens jsonb) RETURNS text[]
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+-- A plan made while a table was small must not be kept when it is large.
+SET enable_seqscan = off AS $$
 DECLARE
     entries jsonb;
     refused text[];
@@ -955,7 +957,7 @@ ALTER FUNCTION assistant.record_board() SET enable_seqscan = off;
 -- Puts on the board what a worker does, which its turns tell, or `at_rest` where none runs.
 -- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
 CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
-RETURNS jsonb LANGUAGE plpgsql AS $$
+RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     entry jsonb := at_rest;
     doing text;
@@ -998,9 +1000,7 @@ CREATE OR REPLACE FUNCTION assistant.begin_turns(
     turn_id bigint, "position" bigint, id uuid, conversation text, role text, content text,
     sender text, source text, state text, created_at timestamptz, attempts integer, error text,
     entry jsonb, seconds double precision
-) LANGUAGE plpgsql
--- A plan made while the table was small must not be kept when it is large.
-SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
     next text;
@@ -1076,7 +1076,7 @@ $$;
 -- ended before; and what the board says since. Returns nulls where the lease is not the worker's.
 CREATE OR REPLACE FUNCTION assistant.keep_replies(
     worker text, held bigint, replies jsonb, OUT ended bigint[], OUT entry jsonb
-) LANGUAGE plpgsql AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
     PERFORM FROM assistant.leases
     WHERE agent = worker AND token = held AND expires_at > clock_timestamp()

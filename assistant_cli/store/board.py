@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -159,14 +159,16 @@ class StatusBoard:
             update.fail(_refusal(update, by_agent.get(update.agent)))
 
 
-def _rounds(updates: Iterable[_Update]) -> list[dict[str, dict[str, str | None]]]:
+def _rounds(updates: list[_Update]) -> list[dict[str, dict[str, str | None]]]:
     """The entries in their order, each agent once in each round and in the first that it may."""
-    rounds: list[dict[str, dict[str, str | None]]] = []
+    rounds: list[dict[str, dict[str, str | None]]] = [{}]
     for update in updates:
-        place = next((entries for entries in rounds if update.agent not in entries), None)
-        if place is None:
-            rounds.append(place := {})
-        place[update.agent] = update.entry
+        for entries in rounds:
+            if update.agent not in entries:
+                break
+        else:
+            rounds.append(entries := {})
+        entries[update.agent] = update.entry
     return rounds
 
 
