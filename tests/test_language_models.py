@@ -135,9 +135,9 @@ async def test_a_server_that_refuses_is_not_asked_again_for_a_while(
         assert len(server.requests) == 1
         waiting = "SELECT attempts FROM assistant.messages WHERE state = 'waiting'"
         assert await rows(database, waiting) == [0, 0]
-        clock.move(minutes=11)
         await rows(database, "UPDATE assistant.messages SET retry_at = now()")
         server.will(says("Here."), says("There."))
+        clock.move(minutes=11)
         await until_equal(database, STATE, ["answered"] * 3)
 
 

@@ -92,10 +92,10 @@ async def test_what_is_said_often_is_prepared_nowhere(pooled_dsn: str) -> None:
     database = Database(pooled_dsn)
     try:
         async with hosting(database):
-            for number in range(20):
+            for number in range(8):
                 assert "offline" not in await ask(database, f"/remember {number}")
             await until_equal(
-                database, "SELECT count(*) FROM kv WHERE starts_with(key, 'memory/')", [20]
+                database, "SELECT count(*) FROM kv WHERE starts_with(key, 'memory/')", [8]
             )
         assert await rows(database, "SELECT count(*) FROM pg_prepared_statements") == [0]
     finally:

@@ -19,7 +19,7 @@ from assistant_cli.messages import MAX_MESSAGE_BYTES
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
-from .hosting import Hold, hosting
+from .hosting import Hold, hosting, until_equal
 
 NOBODY_RUNS = "assistant: no conversation agent is running; the message is kept until one does"
 CLOSED_PORT = "postgresql://u:s3cret@127.0.0.1:1/x"
@@ -250,6 +250,8 @@ async def test_a_message_that_cannot_be_answered_ends_with_the_reason(
     assistant: CommandLine, database: Database
 ) -> None:
     async with hosting(database, "command:echo kaput >&2; exit 3"):
+        # Else the sender says that nobody answers.
+        await until_equal(database, "SELECT count(*) FROM assistant.leases", [2])
         done = await asyncio.to_thread(assistant, "send", "--wait", "hello")
     assert (done.code, done.out, len(done.err.splitlines())) == (6, "", 1)
     assert "could not be answered in 3 attempts: " in done.err
