@@ -11,9 +11,9 @@ from typing import Any
 
 import psycopg
 
+from .agents.conversation import ConversationAgent
 from .agents.host import Agent, Host
 from .errors import AssistantError, DatabaseUnreachableError
-from .messages import is_conversation
 from .store import answering, inbox, leases, turns
 from .store.board import StatusBoard
 from .store.database import Connection, Database
@@ -78,12 +78,13 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
     Where one answers messages, those of a worker that is gone are given back first.
     """
     database, token = host.database, host.lease.token
-    answering_ones = [agent for agent in agents if is_conversation(agent.name)]
+    answering_ones = [agent for agent in agents if isinstance(agent, ConversationAgent)]
     known: list[tuple[datetime | None, datetime | None, int]] = []
 
     async def read(connection: Connection, hints: Hints) -> list[Agent] | None:
         if hints is not None and hints <= {inbox.SENT, inbox.ANSWERED}:
-            return (answering_ones or None) if inbox.SENT in hints else None
+            woken = [a for a in answering_ones if inbox.SENT in hints or a.waits_for_turns]
+            return list[Agent](woken) or None
         news = await read_news(connection, token)
         if news.orphaned and answering_ones:
             await answering.return_orphaned(connection, token)
@@ -91,7 +92,7 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
         changed, known[:] = [facts] != known, [facts]
         if changed:
             return agents
-        return answering_ones if news.waiting or news.orphaned else None
+        return list[Agent](answering_ones) if news.waiting or news.orphaned else None
 
     def wake(woken: list[Agent]) -> None:
         for agent in woken:

@@ -120,6 +120,34 @@ async def test_the_board_tells_a_failure_beside_a_conversation_that_goes_on(
         await until_equal(database, shown + " DESC LIMIT 1", ["idle"])
 
 
+async def test_the_board_is_right_again_when_another_closed_the_turn(
+    database: Database, hold: Hold
+) -> None:
+    hold.close()
+    async with hosting(database, hold.model, concurrency=2):
+        await put(database, "hello", "a")
+        await running(database, "answering 1 message in a")
+        # As another worker does for one whose lease had lapsed.
+        await rows(database, "UPDATE assistant.turns SET outcome = 'interrupted', ended_at = now()")
+        await rows(database, "UPDATE assistant.messages SET state = 'waiting', attempts = 0")
+        hold.open()
+        await until_equal(database, "SELECT state FROM assistant.messages LIMIT 1", ["answered"])
+        await until_equal(database, ENTRY, [IDLE])
+
+
+async def test_a_failure_that_is_shown_late_is_not_shown_for_good(
+    database: Database, tmp_path: Path
+) -> None:
+    model = f"command:if grep -q bad; then exit 3; fi; echo yes; cat {tmp_path}/nothing || true"
+    async with hosting(database, model, retry_delay=timedelta(hours=1)):
+        for number in range(20):
+            await put(database, "bad", f"bad-{number}")
+            good = await put(database, "good", f"good-{number}")
+            await replies(database, good)
+        assert await ask(database, "good", "last") == "yes"
+        await until_equal(database, ENTRY, [IDLE])
+
+
 async def test_workers_under_two_names_share_the_inbox(database: Database, hold: Hold) -> None:
     hold.close()
     async with (

@@ -23,7 +23,7 @@ from assistant_cli.errors import (
     QueueFullError,
     TurnClosedError,
 )
-from assistant_cli.messages import AddSchedule, Effect, Remember, Reply, Turn, Usage
+from assistant_cli.messages import AddSchedule, Remember, Reply, Turn, Usage
 from assistant_cli.store import answering, inbox, leases, turns
 from assistant_cli.store.board import IDLE, StatusBoard
 from assistant_cli.store.database import Database
@@ -276,9 +276,8 @@ async def test_workers_that_claim_at_once_share_the_inbox(
         assert texts(turn) == [str(n) for n in range(200) if f"c{n % 40}" == turn.conversation]
 
 
-@pytest.mark.parametrize("effects", [(), (Remember("tea"),)])
 async def test_a_turn_and_what_the_board_says_of_it_are_one_commit(
-    database: Database, lease: Lease, effects: Sequence[Effect]
+    database: Database, lease: Lease
 ) -> None:
     one_commit = (
         "SELECT turns.xmin = kv.xmin, value -> 'conversation' FROM assistant.turns, kv "
@@ -289,8 +288,48 @@ async def test_a_turn_and_what_the_board_says_of_it_are_one_commit(
     turn = await claim(database, lease)
     running = {"status": "running", "detail": "answering 2 messages in main"}
     assert await rows(database, one_commit) == [(True, running)]
-    await answer(database, lease, turn, [Reply(turn.messages, "hi", effects)])
+    await answer(database, lease, turn, [Reply(turn.messages, "hi")])
     assert await rows(database, one_commit) == [(True, IDLE)]
+
+
+async def test_the_board_is_idle_after_an_answer_that_changes_more(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    turn = await claim(database, lease)
+    await answer(database, lease, turn, [Reply(turn.messages, "hi", [Remember("tea")])])
+    assert await database.kv.get("status_board") == {"conversation": IDLE}
+
+
+async def test_a_recovery_waits_for_what_was_given_up_and_closes_what_it_began(
+    database: Database, lease: Lease, dsn: str
+) -> None:
+    await put(database, "hello")
+    begin = "SELECT turn_id FROM assistant.begin_turns('conversation', %s, 'offline', 1)"
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND wait_event_type = 'Lock'"
+    )
+    async with await psycopg.AsyncConnection.connect(dsn) as given_up:
+        row = await (await given_up.execute(begin, [lease.token])).fetchone()
+        assert row is not None
+        recovery = asyncio.create_task(answering.recover(database, "conversation", lease.token))
+        await until_equal(database, waiting, [1])
+        # The holder goes on to hold its lease meanwhile.
+        async with database.connection() as connection:
+            await leases.renew(connection, lease)
+        await given_up.commit()
+    assert await recovery == [row[0]]
+    assert await states(database) == [("hello", "waiting", 0)]
+
+
+async def test_a_lease_that_is_given_back_leaves_nothing_running_on_the_board(
+    database: Database, lease: Lease
+) -> None:
+    await put(database, "hello")
+    await claim(database, lease)
+    await leases.release(database, lease)
+    assert await database.kv.get("status_board") == {"conversation": IDLE}
 
 
 async def test_the_board_tells_of_the_turns_that_are_left(database: Database, lease: Lease) -> None:

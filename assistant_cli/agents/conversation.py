@@ -68,8 +68,9 @@ class ConversationAgent:
     async def show(
         self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
     ) -> None:
-        del running
-        if self._shown and not anew:
+        entry = self._host.board.get_entry(self.name)
+        true = entry["status"] == "running" if running and entry else entry == at_rest
+        if self._shown and true and not anew:
             return
         # Before it is: what ends meanwhile is shown once more.
         self._shown = True
@@ -141,6 +142,11 @@ class ConversationAgent:
             until = self._host.clock.now() + timedelta(seconds=seconds)
         await self._host.clock.wait(self._woken, until)
         return True
+
+    @property
+    def waits_for_turns(self) -> bool:
+        """Whether all that waits does so for turns, which may be another worker's."""
+        return self._worker.seconds_to_next == inf
 
     def wake(self) -> None:
         """Look into the inbox again."""

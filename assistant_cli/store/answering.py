@@ -20,7 +20,7 @@ from uuid import uuid4
 from psycopg.rows import dict_row
 
 from ..crash_points import reach
-from ..errors import ConflictError
+from ..errors import ConflictError, DatabaseUnreachableError
 from ..messages import Message, Outcome, Reply, Turn
 from . import turns
 from .batches import Batches, Write
@@ -77,17 +77,15 @@ class Worker:
             LeaseLostError: another process holds the worker's name.
         """
         parameters = {**self._named(), "model": model, "limit": limit}
-        async with (
-            self._board.shown_by(self._agent) as tell,
-            self._database.connection() as connection,
-        ):
-            cursor = connection.cursor(row_factory=dict_row)
-            reach("claim.before")
-            rows = await (await cursor.execute(_SQL["begin"], parameters)).fetchall()
-            if len(rows) > 1:
-                reach("claim.after")
-            if not rows:
-                await guard(connection, self._agent, self._token)
+        async with self._board.shown_by(self._agent) as tell:
+            async with self._database.connection() as connection:
+                cursor = connection.cursor(row_factory=dict_row)
+                reach("claim.before")
+                rows = await (await cursor.execute(_SQL["begin"], parameters)).fetchall()
+                if len(rows) > 1:
+                    reach("claim.after")
+                if not rows:
+                    await guard(connection, self._agent, self._token)
             last: dict[str, Any] = rows.pop() if rows else {"entry": None, "seconds": 0.0}
             tell(last["entry"])
             self.seconds_to_next = last["seconds"]
@@ -117,16 +115,15 @@ class Worker:
             self._answers.add(_Answer(kept, turn, replies))
             if await kept:
                 return
-        async with self._board.shown_by(self._agent) as tell:
-            async with self._database.transaction() as connection:
-                await guard(connection, self._agent, self._token)
-                if await turns.end(connection, turn, "done"):
-                    await _keep_replies(connection, turn, replies)
-                    await announce(connection)
-                entry = await self._show(connection, IDLE)
-                reach("effects.before")
-            reach("effects.after")
-            tell(entry)
+        async with self._database.transaction() as connection:
+            await guard(connection, self._agent, self._token)
+            if await turns.end(connection, turn, "done"):
+                await _keep_replies(connection, turn, replies)
+                await announce(connection)
+            reach("effects.before")
+        reach("effects.after")
+        # Not within it: all who write the board would wait for this process to commit.
+        await self.show(IDLE)
 
     async def _keep_batch(self, batch: list[_Answer]) -> None:
         """Keep them in one statement; one that is not kept is told so."""
@@ -142,14 +139,12 @@ class Worker:
             for reply in answer.replies
         ]
         parameters = {**self._named(), "replies": json.dumps(replies)}
-        async with (
-            self._board.shown_by(self._agent) as tell,
-            self._database.connection() as connection,
-        ):
-            reach("reply.before")
-            cursor = await connection.execute(_SQL["keep"], parameters)
-            reach("reply.after")
-            row = await cursor.fetchone()
+        async with self._board.shown_by(self._agent) as tell:
+            async with self._database.connection() as connection:
+                reach("reply.before")
+                cursor = await connection.execute(_SQL["keep"], parameters)
+                reach("reply.after")
+                row = await cursor.fetchone()
             assert row is not None
             tell(row[1])
         for answer in batch:
@@ -157,16 +152,14 @@ class Worker:
 
     async def show(self, at_rest: Mapping[str, Any]) -> None:
         """Put on the board what is true of the worker: `at_rest` where none of its turns runs."""
+        parameters = {**self._named(), "at_rest": json.dumps(dict(at_rest))}
         async with self._board.shown_by(self._agent) as tell:
-            async with self._database.transaction() as connection:
-                await guard(connection, self._agent, self._token)
-                entry = await self._show(connection, at_rest)
-            tell(entry)
-
-    async def _show(self, connection: Connection, at_rest: Mapping[str, Any]) -> Any:
-        parameters = {**self._named(), "at_rest": json.dumps(at_rest)}
-        row = await (await connection.execute(_SQL["show"], parameters)).fetchone()
-        return row and row[0]
+            async with self._database.connection() as connection:
+                row = await (await connection.execute(_SQL["show"], parameters)).fetchone()
+                if row is None:
+                    await guard(connection, self._agent, self._token)
+                    raise DatabaseUnreachableError("the lease had lapsed; trying again")
+            tell(row[0])
 
     def _named(self) -> dict[str, Any]:
         return {"agent": self._agent, "token": self._token}
@@ -223,7 +216,7 @@ async def recover(
         Those of them that bear the worker's name.
     """
     async with database.transaction() as connection:
-        await guard(connection, agent, token)
+        await guard(connection, agent, token, alone=True)
         closed = await turns.interrupt_open(connection, agent, running)
         # Claimed by this very process, whose commit was not confirmed: nobody has executed it.
         unexecuted = [turn_id for turn_id, holder in closed.items() if holder == token]

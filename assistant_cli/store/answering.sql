@@ -5,7 +5,12 @@ SELECT * FROM assistant.begin_turns(%(agent)s, %(token)s, %(model)s, %(limit)s);
 SELECT ended, entry FROM assistant.keep_replies(%(agent)s, %(token)s, %(replies)s::jsonb);
 
 -- name: show
-SELECT assistant.show_turns(%(agent)s, %(token)s, %(at_rest)s::jsonb);
+WITH held AS MATERIALIZED (
+    SELECT FROM assistant.leases
+    WHERE agent = %(agent)s AND token = %(token)s AND expires_at > clock_timestamp()
+    FOR KEY SHARE
+)
+SELECT assistant.show_turns(%(agent)s, %(token)s, %(at_rest)s::jsonb) FROM held;
 
 -- name: answer
 UPDATE assistant.messages

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ..crash_points import reach
-from ..errors import BadDataError, ConflictError, DatabaseUnreachableError, LeaseLostError
+from ..errors import (
+    AssistantError,
+    BadDataError,
+    ConflictError,
+    DatabaseUnreachableError,
+    LeaseLostError,
+)
 from ..json_values import check_text, load_json
 from ..messages import AgentStatus
-from .batches import Batches, Write
+from .batches import Batches, Write, fail_all
 from .database import Database
 from .leases import Lease, find_holders, forget_dead_holder
 from .queries import load_queries
@@ -110,8 +116,14 @@ class StatusBoard:
             wrong = [agent for agent in held if found.get(agent) != self._entries.get(agent)]
             # At once, or an update that waits, which is newer, might come before.
             updates = [self._make_update(agent, self._entries[agent]) for agent in wrong]
-            await self._put(updates)
-        await asyncio.gather(*(update.written for update in updates))
+            try:
+                await self._put(updates)
+            except AssistantError as error:
+                fail_all(updates, error)
+        written = (update.written for update in updates)
+        for result in await asyncio.gather(*written, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
         return bool(wrong)
 
     @asynccontextmanager

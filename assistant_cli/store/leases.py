@@ -120,9 +120,11 @@ async def renew(connection: Connection, lease: Lease) -> None:
 async def release(database: Database, lease: Lease) -> None:
     """Give the agents back, so that another process may take them at once."""
     async with database.transaction() as connection:
-        await connection.execute(
-            _SQL["release"], {"agents": list(lease.agents), "token": lease.token}
-        )
+        parameters = {"agents": list(lease.agents), "token": lease.token}
+        cursor = await connection.execute(_SQL["release"], parameters)
+        released = [row[0] for row in await cursor.fetchall()]
+        # What was begun, and given up, may have been committed after the last word of its agent.
+        await connection.execute(_SQL["show_idle"], {"agents": released})
         await connection.execute(_SQL["announce"])
         reach("release.before")
     reach("release.after")
@@ -135,14 +137,18 @@ async def forget_dead_holder(database: Database, agent: str) -> None:
         await connection.execute(_SQL["forget_expired"], {"agent": agent, "dead": dead})
 
 
-async def guard(connection: Connection, agent: str, token: int) -> None:
+async def guard(connection: Connection, agent: str, token: int, *, alone: bool = False) -> None:
     """Make sure, until the transaction ends, that this process may write for the agent.
+
+    Args:
+        alone: wait for what it has under way, also for what it has given up, and see it.
 
     Raises:
         LeaseLostError: another process holds the agent.
         DatabaseUnreachableError: the lease lapsed and has to be renewed first; try again.
     """
-    cursor = await connection.execute(_SQL["guard"], {"agent": agent, "token": token})
+    query = _SQL["guard_alone" if alone else "guard"]
+    cursor = await connection.execute(query, {"agent": agent, "token": token})
     row = await cursor.fetchone()
     if row is None or not row[0]:
         raise LeaseLostError(f"this process no longer holds {agent}")

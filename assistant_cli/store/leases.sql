@@ -21,7 +21,16 @@ UPDATE assistant.leases SET expires_at = clock_timestamp() + %(duration)s
 WHERE token = %(token)s AND agent = ANY(%(agents)s);
 
 -- name: release
-DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s);
+DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s) RETURNING agent;
+
+-- name: show_idle
+SELECT assistant.write_board(jsonb_build_array(
+    jsonb_object_agg(entry.key, '{"status": "idle", "detail": null}'::jsonb)), '{}')
+FROM public.kv CROSS JOIN LATERAL jsonb_each(
+    CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END) AS entry
+WHERE kv.key = 'status_board' AND entry.key = ANY(%(agents)s)
+    AND entry.value -> 'status' = '"running"'
+HAVING count(*) > 0;
 
 -- name: forget_expired
 DELETE FROM assistant.leases
@@ -30,6 +39,11 @@ WHERE agent = %(agent)s
 
 -- name: announce
 SELECT pg_notify('assistant_leases', '');
+
+-- name: guard_alone
+SELECT token = %(token)s AS ours, expires_at > clock_timestamp() AS live
+FROM assistant.leases WHERE agent = %(agent)s
+FOR UPDATE;
 
 -- name: guard
 SELECT token = %(token)s AS ours, expires_at > clock_timestamp() AS live

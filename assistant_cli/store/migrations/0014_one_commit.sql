@@ -1,4 +1,4 @@
--- A turn that begins or ends, and what the board says of it, are one commit and one round trip.
+-- A turn that begins, or is answered, and what the board says of it are one commit, one round trip.
 
 -- Puts entries on the board, all or none. `rounds`: an array of objects, an entry each agent, that
 -- are put there one after the other; the first names all agents. `tokens`: the token of each agent
@@ -106,7 +106,9 @@ CREATE OR REPLACE FUNCTION assistant.begin_turns(
     turn_id bigint, "position" bigint, id uuid, conversation text, role text, content text,
     sender text, source text, state text, created_at timestamptz, attempts integer, error text,
     entry jsonb, seconds double precision
-) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off
+-- Sooner than the worker gives it up, or it might begin turns that nobody executes.
+SET lock_timeout = '10s' AS $$
 #variable_conflict use_column
 DECLARE
     next text;
@@ -152,7 +154,7 @@ BEGIN
         WHERE conversation = ANY (chosen) AND ready_at <= clock_timestamp()
     ), batch AS (
         SELECT id, conversation FROM assistant.messages
-        WHERE state = 'waiting' AND id IN (SELECT id FROM ready WHERE number <= 100)
+        WHERE state = 'waiting' AND id = ANY (ARRAY(SELECT id FROM ready WHERE number <= 100))
         ORDER BY position FOR UPDATE
     ), turn AS (
         INSERT INTO assistant.turns (agent, trigger, conversation, token, model)
@@ -215,12 +217,12 @@ BEGIN
     IF ended IS NULL THEN
         RETURN;
     END IF;
+    entry := assistant.show_turns(worker, held, '{"status": "idle", "detail": null}');
     PERFORM pg_notify('assistant_messages', 'answered');
     PERFORM FROM assistant.messages WHERE state = 'waiting' LIMIT 1;
     IF FOUND THEN
         -- Another worker may begin now what waited for these turns.
         PERFORM pg_notify('assistant_messages', 'sent');
     END IF;
-    entry := assistant.show_turns(worker, held, '{"status": "idle", "detail": null}');
 END
 $$;
