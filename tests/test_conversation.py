@@ -12,8 +12,12 @@ from uuid import UUID
 
 import pytest
 
+from assistant_cli.agents.conversation import ConversationAgent, conversation
+from assistant_cli.agents.host import Host
 from assistant_cli.errors import AgentFailedError
+from assistant_cli.models import get_model
 from assistant_cli.store import inbox, leases
+from assistant_cli.store.board import create_status_board
 from assistant_cli.store.database import Database
 
 from .conftest import PATIENCE_SECONDS, eventually
@@ -120,32 +124,27 @@ async def test_the_board_tells_a_failure_beside_a_conversation_that_goes_on(
         await until_equal(database, shown + " DESC LIMIT 1", ["idle"])
 
 
-async def test_the_board_is_right_again_when_another_closed_the_turn(
-    database: Database, hold: Hold
-) -> None:
-    hold.close()
-    async with hosting(database, hold.model, concurrency=2):
-        await put(database, "hello", "a")
-        await running(database, "answering 1 message in a")
-        # As another worker does for one whose lease had lapsed.
+@pytest.mark.parametrize("since", ["another closed the turn", "a failure was shown late"])
+async def test_what_is_shown_is_compared_with_what_runs(database: Database, since: str) -> None:
+    lease = await leases.acquire(database, ["conversation"])
+    board = await create_status_board(database, lease)
+    host = Host(
+        database=database,
+        board=board,
+        lease=lease,
+        models={"conversation": get_model("offline")},
+    )
+    agent = ConversationAgent(host, conversation)
+    await put(database, "hello")
+    await agent.claim(1)
+    if since.startswith("another"):
         await rows(database, "UPDATE assistant.turns SET outcome = 'interrupted', ended_at = now()")
-        await rows(database, "UPDATE assistant.messages SET state = 'waiting', attempts = 0")
-        hold.open()
-        await until_equal(database, "SELECT state FROM assistant.messages LIMIT 1", ["answered"])
-        await until_equal(database, ENTRY, [IDLE])
-
-
-async def test_a_failure_that_is_shown_late_is_not_shown_for_good(
-    database: Database, tmp_path: Path
-) -> None:
-    model = f"command:if grep -q bad; then exit 3; fi; echo yes; cat {tmp_path}/nothing || true"
-    async with hosting(database, model, retry_delay=timedelta(hours=1)):
-        for number in range(20):
-            await put(database, "bad", f"bad-{number}")
-            good = await put(database, "good", f"good-{number}")
-            await replies(database, good)
-        assert await ask(database, "good", "last") == "yes"
-        await until_equal(database, ENTRY, [IDLE])
+    else:
+        await rows(database, "UPDATE assistant.turns SET outcome = 'failed', ended_at = now()")
+        await board.update("conversation", {"status": "failed", "detail": "late"})
+    await agent.show([], IDLE)
+    assert await rows(database, ENTRY) == [IDLE]
+    assert board.get() == {"conversation": IDLE}
 
 
 async def test_workers_under_two_names_share_the_inbox(database: Database, hold: Hold) -> None:
