@@ -328,7 +328,7 @@ async def test_a_lease_that_is_given_back_leaves_nothing_running_on_the_board(
 ) -> None:
     await put(database, "hello")
     await claim(database, lease)
-    await leases.release(database, lease)
+    await leases.release(database, lease, settle=True)
     assert await database.kv.get("status_board") == {"conversation": IDLE}
 
 

@@ -117,14 +117,19 @@ async def renew(connection: Connection, lease: Lease) -> None:
         raise LeaseLostError(f"this process lost its lease: {taker}")
 
 
-async def release(database: Database, lease: Lease) -> None:
-    """Give the agents back, so that another process may take them at once."""
+async def release(database: Database, lease: Lease, *, settle: bool = False) -> None:
+    """Give the agents back, so that another process may take them at once.
+
+    Args:
+        settle: what the board still calls running becomes idle.
+    """
     async with database.transaction() as connection:
         parameters = {"agents": list(lease.agents), "token": lease.token}
         cursor = await connection.execute(_SQL["release"], parameters)
         released = [row[0] for row in await cursor.fetchall()]
-        # What was begun, and given up, may have been committed after the last word of its agent.
-        await connection.execute(_SQL["show_idle"], {"agents": released})
+        if settle:
+            # A turn that was begun, and given up, may be committed after the agent's last word.
+            await connection.execute(_SQL["show_idle"], {"agents": released})
         await connection.execute(_SQL["announce"])
         reach("release.before")
     reach("release.after")

@@ -27,8 +27,8 @@ class Bug:
 BUGS = {
     "skip the fencing test": Bug(
         "store/leases.py",
-        '    cursor = await connection.execute(_SQL["guard"]',
-        '    return\n    cursor = await connection.execute(_SQL["guard"]',
+        '    query = _SQL["guard_alone" if alone',
+        '    return\n    query = _SQL["guard_alone" if alone',
         Plan(1, calm=6, patience=8, actors={"send": 2, "answer": 3}),
         "was given",
         slow=False,
@@ -54,8 +54,7 @@ BUGS = {
     ),
     "read, modify and write the board": Bug(
         "store/board.py",
-        '            cursor = await connection.execute(_SQL["update"], '
-        '{"updates": json.dumps(updates)})\n',
+        '            cursor = await connection.execute(_SQL["update"], parameters)\n',
         '            row = await (await connection.execute(_SQL["read"])).fetchone()\n'
         "            entries = {**_entries_of(row), **{u.agent: u.entry for u in batch}}\n"
         "            cursor = await connection.execute(\n"
