@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from math import inf
 
-from ..errors import BadDataError, TurnClosedError
+from ..errors import BadDataError
 from ..messages import Message, Outcome, Reply, Turn
 from ..models import ModelError, RefusedError
 from ..models.pausing import REFUSED_PAUSE
@@ -52,14 +52,11 @@ class ConversationAgent:
         self._definition = definition
         self._woken = asyncio.Event()
         self._worker = answering.Worker(host.board, self.name)
-        # Whether the board tells what it does, as it does while turns begin and are answered.
-        self._shown = True
         self._progress: dict[int, _Progress] = {}
 
     async def recover(self, running: Collection[int]) -> None:
         host = self._host
         await answering.recover(host.database, self.name, host.lease.token, running)
-        self._shown = False
 
     async def claim(self, limit: int) -> Sequence[Turn]:
         self._woken.clear()
@@ -70,15 +67,9 @@ class ConversationAgent:
     ) -> None:
         entry = self._host.board.get_entry(self.name)
         true = entry["status"] == "running" if running and entry else entry == at_rest
-        if self._shown and true and not anew:
-            return
-        # Before it is: what ends meanwhile is shown once more.
-        self._shown = True
-        try:
+        # Which turns run is shown as they begin and are answered.
+        if anew or not true:
             await self._worker.show(at_rest)
-        except BaseException:
-            self._shown = False
-            raise
 
     async def execute(self, turn: Turn) -> Finish:
         host = self._host
@@ -92,11 +83,7 @@ class ConversationAgent:
         return partial(self._finish, turn, [*progress.obeyed, *answer])
 
     async def _finish(self, turn: Turn, replies: Sequence[Reply]) -> Outcome:
-        try:
-            await self._worker.keep(turn, replies)
-        except TurnClosedError:
-            self._shown = False
-            raise
+        await self._worker.keep(turn, replies)
         self._progress.pop(turn.id, None)
         return "done"
 
@@ -128,8 +115,6 @@ class ConversationAgent:
         except BadDataError:
             # Most likely it failed because the database refuses one of them.
             await fail()
-        finally:
-            self._shown = False
         self._progress.pop(turn.id, None)
 
     async def wait(self) -> bool:

@@ -81,7 +81,7 @@ class Agent(Protocol):
     ) -> None:
         """Put on the board what is true, where it is not there: `at_rest` while no turn runs.
 
-        `anew`: something else was put there.
+        `anew`: turns have ended otherwise than by their replies, or something else was put there.
         """
 
     async def execute(self, turn: Turn) -> Finish:

@@ -87,6 +87,7 @@ class _Loop:
         if self._recovered != losses:
             await agent.recover(self._running.keys())
             self._recovered = losses
+            await self._show(anew=True)
         return await agent.claim(room)
 
     async def _wait(self) -> bool:
@@ -147,6 +148,8 @@ class _Loop:
             await self._show_failure()
         else:
             self._failed_in_a_row = 0
+            if outcome == "interrupted":
+                await self._show(anew=True)
         self._ended.set()
         self._agent.wake()
 

@@ -26,7 +26,6 @@ from assistant_cli.errors import ConflictError, DatabaseUnreachableError
 from assistant_cli.messages import Reply, Turn
 from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store import database as connections
-from assistant_cli.store.leases import Lease
 from assistant_cli.store.watch import Deleted
 
 from .final import MARKER
@@ -266,7 +265,7 @@ async def answer(client: Client, database: Database) -> None:
         )
         if token is not None:
             await answering.recover(database, inbox.AGENT, token)
-            board = StatusBoard(database, Lease((inbox.AGENT,), token))
+            board = StatusBoard(database, leases.Lease((inbox.AGENT,), token))
             worker = answering.Worker(board, inbox.AGENT)
             while await _answer(client, worker, token):
                 await client.pause(0.2)
