@@ -441,6 +441,41 @@ async def test_a_lapsed_lease_does_not_give_back_the_turns_of_this_process(
     assert await states(database) == [("hello", "working", 1)]
 
 
+async def test_the_turns_of_a_lease_that_is_being_renewed_are_left_alone(
+    database: Database, lease: Lease
+) -> None:
+    other = await leases.acquire(database, ["conversation@b"])
+    await put(database, "hello")
+    turn = await claim(database, other)
+    await rows(
+        database, "UPDATE assistant.leases SET expires_at = now() WHERE agent = 'conversation@b'"
+    )
+    async with database.transaction() as connection:
+        await leases.renew(connection, other)
+        await give_back(database, lease)
+    assert await states(database) == [("hello", "working", 1)]
+    await answer(database, other, turn, [Reply(turn.messages, "hi")])
+
+
+async def test_a_lease_is_not_renewed_while_its_turns_are_given_back(
+    database: Database, lease: Lease
+) -> None:
+    other = await leases.acquire(database, ["conversation@b"])
+    await put(database, "hello")
+    await claim(database, other)
+    await rows(
+        database, "UPDATE assistant.leases SET expires_at = now() WHERE agent = 'conversation@b'"
+    )
+    async with database.transaction() as connection:
+        await answering.return_orphaned(connection, lease.token)
+        with pytest.raises(DatabaseUnreachableError, match="could not obtain lock"):
+            await rows(
+                database,
+                "SELECT FROM assistant.leases WHERE token = %s FOR NO KEY UPDATE NOWAIT",
+                other.token,
+            )
+
+
 async def give_back(database: Database, lease: Lease) -> None:
     async with database.connection() as connection:
         await answering.return_orphaned(connection, lease.token)

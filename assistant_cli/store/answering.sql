@@ -35,11 +35,20 @@ UPDATE assistant.messages SET state = 'waiting', attempts = attempts - 1
 WHERE state = 'working' AND turn_id = ANY(%(turns)s);
 
 -- name: close_orphans
+-- Until this is committed a lease that has lapsed is not renewed; one that is being renewed now is
+-- left alone.
+WITH lapsed AS MATERIALIZED (
+    SELECT agent FROM assistant.leases WHERE NOT assistant.lease_lasts(expires_at)
+    ORDER BY agent FOR NO KEY UPDATE SKIP LOCKED
+)
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(), error = 'the process that ran it ended'
 -- The view alone does not see what is committed while this waits for a row.
 WHERE outcome = 'running' AND token <> %(token)s
-    AND id IN (SELECT id FROM assistant.orphaned_turns);
+    AND id IN (SELECT id FROM assistant.orphaned_turns)
+    AND NOT EXISTS (
+        SELECT FROM assistant.leases WHERE leases.agent = turns.agent
+            AND leases.token = turns.token AND leases.agent NOT IN (SELECT agent FROM lapsed));
 
 -- name: fail_cancelled
 UPDATE assistant.messages
