@@ -34,6 +34,12 @@ class Standby:
             "WHERE wait_event = 'SyncRep' AND usename = 'runtime'"
         ).fetchall()
 
+    def queued(self) -> int:
+        """How many wait for a lock."""
+        return self._admin.execute(
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'runtime'"
+        ).rowcount
+
     def break_off(self) -> None:
         """End the wait for the standby once there is one."""
         eventually(self.waiting, "the wait")
@@ -78,6 +84,24 @@ def test_a_write_that_no_standby_confirmed_is_not_done(
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, len(err.splitlines())) == (69, "", 1), err
     assert "the standbys have not confirmed it" in err
+
+
+def test_a_status_that_another_wrote_along_waits_for_the_standbys_itself(
+    runtime: CommandLine, standby: Standby
+) -> None:
+    standby.leave()
+    first = runtime.start("report", "a", "idle")
+    eventually(standby.waiting, "the wait")
+    others = [runtime.start("report", agent, "idle") for agent in ("b", "c")]
+    eventually(lambda: standby.queued() == 2, "the others' wait for the first")
+    standby.break_off()
+    assert first.wait(timeout=30) == 69
+    # One of them writes both entries.
+    standby.break_off()
+    eventually(lambda: 69 in [other.poll() for other in others], "the end of that one")
+    assert len(standby.waiting()) == 1
+    standby.be_forgotten()
+    assert sorted(other.wait(timeout=30) for other in others) == [0, 69]
 
 
 def test_a_run_waits_for_its_standbys_and_then_goes_on(

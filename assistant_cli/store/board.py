@@ -155,20 +155,32 @@ class StatusBoard:
 
     async def _commit(self, batch: list[_Update]) -> set[str]:
         """Write a batch in one statement; returns the agents whose updates were refused."""
-        tokens = {update.agent: update.token for update in batch if update.token is not None}
-        parameters = {"rounds": json.dumps(_rounds(batch)), "tokens": json.dumps(tokens)}
+        query, parameters = _statement(batch)
         async with self.database.connection() as connection:
             reach("board.before")
-            cursor = await connection.execute(_SQL["update"], parameters)
+            cursor = await connection.execute(_SQL[query], parameters)
             reach("board.after")
             row = await cursor.fetchone()
-        return set(row[0]) if row and row[0] else set()
+        assert row is not None
+        if len(batch) == 1:
+            return set() if row[0] else {batch[0].agent}
+        return set(row[0] or ())
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self.database, [update.agent for update in updates])
         by_agent = {holder.agent: holder for holder in holders}
         for update in updates:
             update.fail(_refusal(update, by_agent.get(update.agent)))
+
+
+def _statement(batch: list[_Update]) -> tuple[str, dict[str, Any]]:
+    """The query that writes a batch, and its parameters."""
+    if len(batch) == 1:
+        (update,) = batch
+        entry = json.dumps(update.entry)
+        return "update_one", {"agent": update.agent, "entry": entry, "token": update.token}
+    tokens = {update.agent: update.token for update in batch if update.token is not None}
+    return "update", {"rounds": json.dumps(_rounds(batch)), "tokens": json.dumps(tokens)}
 
 
 def _rounds(updates: list[_Update]) -> list[dict[str, dict[str, str | None]]]:

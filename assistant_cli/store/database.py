@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
@@ -60,10 +62,12 @@ class _Connection(AsyncConnection[TupleRow]):
     `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
     is prepared, and notifications do not arrive.
     `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
+    `deadline`: the time, of time.monotonic, at which whoever waits for it gives up.
     """
 
     pooled = False
     unconfirmed = False
+    deadline = inf
 
     def notice(self, diagnostic: Diagnostic) -> None:
         """Take note of a warning, whose text is in the server's language."""
@@ -75,6 +79,9 @@ class _Connection(AsyncConnection[TupleRow]):
         interval: float = 60.0,
         timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
     ) -> RV:
+        # A time-out of asyncio would do the same, and take longer than all else in an update here.
+        remaining = self.deadline - monotonic()
+        timeout = remaining if timeout is None else min(timeout, remaining)
         try:
             return await waiting.wait_async(
                 gen, self.pgconn.socket, interval=interval, timeout=timeout
@@ -82,6 +89,11 @@ class _Connection(AsyncConnection[TupleRow]):
         except (asyncio.CancelledError, KeyboardInterrupt):
             self.pgconn.finish()
             raise
+        except psycopg.OperationalError:
+            if monotonic() < self.deadline:
+                raise
+            self.pgconn.finish()
+            raise TimeoutError from None
 
 
 class Database:
@@ -164,10 +176,8 @@ class Database:
             raise ConfigurationError(f"{host!r} in the database URL is no name of a host") from None
 
     @asynccontextmanager
-    async def connection(
-        self, patience: float | None = PATIENCE_SECONDS
-    ) -> AsyncIterator[Connection]:
-        """Lend a connection in autocommit; `patience` in seconds bounds the whole use.
+    async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
+        """Lend a connection in autocommit; `patience` in seconds bounds all waiting for it.
 
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
@@ -175,8 +185,8 @@ class Database:
         async with self._slots:
             connection = await self._take()
             try:
-                async with asyncio.timeout(patience):
-                    yield connection
+                connection.deadline = monotonic() + patience
+                yield connection
                 _require_confirmed(connection)
             except psycopg.Error as error:
                 if (error.sqlstate or "08").startswith(_GONE):
@@ -229,6 +239,7 @@ class Database:
             await self._idle.pop().close()
 
     async def _give_back(self, connection: _Connection) -> None:
+        connection.deadline = inf
         idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
         room = not self._closed and len(self._idle) < self._limit
         if idle and room and not connection.unconfirmed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
+from math import inf
 from typing import Literal
 
 from psycopg import AsyncClientCursor
@@ -29,7 +30,7 @@ OnConflict = Literal["fail", "skip", "replace"]
 async def export_lines(database: Database, prefix: str) -> AsyncGenerator[bytes]:
     """Yield blocks of export lines. See `KeyValues.export`."""
     async with (
-        database.connection(patience=None) as connection,
+        database.connection(patience=inf) as connection,
         AsyncClientCursor(connection) as cursor,
         cursor.copy(_SQL["export"], key_range(prefix)),
     ):
@@ -73,7 +74,7 @@ async def import_lines(
 ) -> int:
     """Store export lines. See `KeyValues.import_lines`."""
     async with (
-        database.connection(patience=None) as connection,
+        database.connection(patience=inf) as connection,
         connection.transaction(force_rollback=dry_run),
     ):
         await connection.execute(_SQL["create_incoming"])
