@@ -22,6 +22,7 @@ CREATE SCHEMA faults;
 CREATE TABLE faults.holders (token bigint, agent text, holder text);
 CREATE TABLE faults.writes (
     id bigint GENERATED ALWAYS AS IDENTITY, agent text, token bigint, writer text);
+CREATE UNLOGGED TABLE faults.waiting (id bigint PRIMARY KEY, writer text);
 CREATE FUNCTION faults.note_holder() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO faults.holders
@@ -32,10 +33,19 @@ $$;
 CREATE FUNCTION faults.note_write() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     written jsonb := to_jsonb(NEW);
+    writer text := current_setting('application_name');
+    taken jsonb := nullif(current_setting('faults.taken', true), '')::jsonb;
 BEGIN
+    -- An entry that waited is written by another than the one who wants it.
+    IF TG_TABLE_NAME = 'board_events' THEN
+        taken := taken -> NEW.agent;
+        IF taken -> 'entry' @> jsonb_build_object('status', NEW.status, 'detail', NEW.detail) THEN
+            writer := taken ->> 'writer';
+        END IF;
+    END IF;
     -- Workers answer under one name; the turn tells which of them.
     INSERT INTO faults.writes (agent, token, writer)
-    SELECT leases.agent, leases.token, current_setting('application_name')
+    SELECT leases.agent, leases.token, writer
     FROM assistant.leases WHERE leases.agent = coalesce(written ->> 'agent',
             (SELECT agent FROM assistant.turns WHERE id = (written ->> 'turn_id')::bigint))
         -- Anybody may close the turn of one whose lease has lapsed, or was taken by another.
@@ -44,8 +54,23 @@ BEGIN
     RETURN NULL;
 END
 $$;
+CREATE FUNCTION faults.note_waiting() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        INSERT INTO faults.waiting VALUES (NEW.id, current_setting('application_name'));
+    ELSE
+        PERFORM set_config('faults.taken', (
+            coalesce(nullif(current_setting('faults.taken', true), '')::jsonb, '{}')
+            || jsonb_build_object(OLD.agent, jsonb_build_object('entry', OLD.entry, 'writer',
+                (SELECT writer FROM faults.waiting WHERE id = OLD.id))))::text, true);
+    END IF;
+    RETURN NULL;
+END
+$$;
 CREATE TRIGGER note_holder AFTER INSERT OR UPDATE OF token ON assistant.leases
     FOR EACH ROW EXECUTE FUNCTION faults.note_holder();
+CREATE TRIGGER note_waiting AFTER INSERT OR DELETE ON assistant.board_waiting
+    FOR EACH ROW EXECUTE FUNCTION faults.note_waiting();
 CREATE TRIGGER note_write AFTER INSERT ON assistant.board_events
     FOR EACH ROW EXECUTE FUNCTION faults.note_write();
 CREATE TRIGGER note_write AFTER INSERT OR UPDATE OF outcome ON assistant.turns

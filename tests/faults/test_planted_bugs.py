@@ -54,13 +54,13 @@ BUGS = {
     ),
     "read, modify and write the board": Bug(
         "store/board.py",
-        '            cursor = await connection.execute(_SQL["update"], parameters)\n',
+        "            cursor = await connection.execute(_SQL[query], parameters)\n",
         '            row = await (await connection.execute(_SQL["read"])).fetchone()\n'
         "            entries = {**_entries_of(row), **{u.agent: u.entry for u in batch}}\n"
         "            cursor = await connection.execute(\n"
         "                \"INSERT INTO kv VALUES ('status_board', %s::jsonb) ON CONFLICT (key) \"\n"
-        "                \"DO UPDATE SET value = excluded.value RETURNING '{}'::text[]\",\n"
-        "                (json.dumps(entries),),\n"
+        '                "DO UPDATE SET value = excluded.value RETURNING %s::jsonb",\n'
+        "                (json.dumps(entries), 'true' if len(batch) == 1 else '[]'),\n"
         "            )\n",
         Plan(1, calm=4, actors={"hold": 1, "report": 3}),
         "board: ",
