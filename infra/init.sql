@@ -1126,16 +1126,18 @@ VALUES (14, 'one_commit') ON CONFLICT DO NOTHING;
 
 -- Processes that update the board at the same time share commits, and one alone does less.
 
--- Entries whose writers wait for the commit of another; the next takes all of them along. None is
--- acknowledged, so that a crash may lose them.
+-- Entries whose writers wait for the commit of another; the next to write takes all of them along,
+-- and says so here. Whoever finds its entry gone, or not written, writes it itself: what is lost or
+-- removed here is no harm.
 CREATE UNLOGGED TABLE IF NOT EXISTS assistant.board_waiting (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    agent text NOT NULL,
+    -- What the timeline's index cannot hold must not stop those who take it along.
+    agent text NOT NULL CHECK (octet_length(agent) <= 400),
     entry jsonb NOT NULL,
     token bigint,
-    backend integer NOT NULL DEFAULT pg_backend_pid(),
+    written boolean NOT NULL DEFAULT false,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
+) WITH (fillfactor = 50);
 
 -- Merges entries into the board, or into an empty one where no board is stored.
 CREATE OR REPLACE FUNCTION assistant.merge_board(entries jsonb) RETURNS void
@@ -1155,46 +1157,77 @@ BEGIN
 END
 $$;
 
+-- Locks the leases of the agents whose entries wait, so that none is taken over; returns the token
+-- of each, or null where it has lapsed. The caller holds the queue, for which whoever gives an agent
+-- back, or takes it over, may wait with the lease locked: such a lease is left out.
+CREATE OR REPLACE FUNCTION assistant.lock_leases_of_waiting() RETURNS jsonb
+LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '1ms' AS $$
+DECLARE
+    held jsonb;
+BEGIN
+    SELECT jsonb_object_agg(agent, CASE WHEN live THEN token END) INTO held
+    FROM (
+        SELECT agent, token, expires_at > clock_timestamp() AS live FROM assistant.leases
+        WHERE agent IN (SELECT agent FROM assistant.board_waiting WHERE NOT written)
+        ORDER BY agent FOR KEY SHARE SKIP LOCKED
+    ) AS locked;
+    RETURN coalesce(held, '{}');
+EXCEPTION WHEN lock_not_available THEN
+    -- SKIP LOCKED does wait where a lease has been renewed since this statement began.
+    RETURN '{}';
+END
+$$;
+
 -- Writes the entries that wait and that their writers may write, those of an agent in their order.
 -- The caller holds the queue.
 CREATE OR REPLACE FUNCTION assistant.write_waiting() RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
+    held jsonb;
     entries jsonb;
-    taken bigint;
-    waiting bigint;
+    complete boolean;
 BEGIN
+    -- Their writers may have been told that it failed, and be gone.
+    DELETE FROM assistant.board_waiting WHERE at < clock_timestamp()
+        - CASE WHEN written THEN interval '1 minute' ELSE interval '2 seconds' END;
+    held := assistant.lock_leases_of_waiting();
     LOOP
-        WITH held AS MATERIALIZED (
-            -- Whoever takes an agent over, or gives it back, may wait for the queue with its lease
-            -- locked: that entry is left to its writer.
-            SELECT agent, token, expires_at > clock_timestamp() AS live FROM assistant.leases
-            WHERE agent IN (SELECT agent FROM assistant.board_waiting)
-            ORDER BY agent FOR KEY SHARE SKIP LOCKED
-        ), next AS (
-            SELECT DISTINCT ON (board_waiting.agent) board_waiting.id
-            FROM assistant.board_waiting LEFT JOIN held USING (agent)
-            WHERE CASE WHEN held.live THEN board_waiting.token = held.token
-                WHEN board_waiting.token IS NOT NULL THEN false
-                ELSE held.live IS NOT NULL OR NOT EXISTS (
-                    SELECT FROM assistant.leases WHERE leases.agent = board_waiting.agent) END
-            ORDER BY board_waiting.agent, board_waiting.id
-        ), gone AS (
-            DELETE FROM assistant.board_waiting WHERE id IN (SELECT id FROM next)
-            RETURNING agent, entry, backend, at
+        WITH next AS (
+            SELECT DISTINCT ON (agent) id FROM assistant.board_waiting AS waiting
+            WHERE NOT written AND CASE
+                WHEN held ? agent THEN token IS NOT DISTINCT FROM (held ->> agent)::bigint
+                ELSE token IS NULL AND NOT EXISTS (
+                    SELECT FROM assistant.leases WHERE leases.agent = waiting.agent) END
+            ORDER BY agent, id
+        ), taken AS (
+            UPDATE assistant.board_waiting SET written = true WHERE id IN (SELECT id FROM next)
+            RETURNING agent, entry
         )
-        -- A writer that is gone wants it no more.
-        SELECT jsonb_object_agg(agent, entry) FILTER (
-                WHERE at > clock_timestamp() - interval '1 second'
-                    OR EXISTS (SELECT FROM pg_stat_activity WHERE pid = backend)),
-            count(*), (SELECT count(*) FROM assistant.board_waiting)
-        INTO entries, taken, waiting
-        FROM gone;
-        IF entries IS NOT NULL THEN
-            PERFORM assistant.merge_board(entries);
+        -- What waits is counted as it was before.
+        SELECT jsonb_object_agg(agent, entry),
+            count(*) = (SELECT count(*) FROM assistant.board_waiting WHERE NOT written)
+        INTO entries, complete
+        FROM taken;
+        EXIT WHEN entries IS NULL;
+        PERFORM assistant.merge_board(entries);
+        IF current_setting('synchronous_commit') = 'off' THEN
+            -- Others rely on this commit.
+            PERFORM set_config('synchronous_commit', 'local', true);
         END IF;
-        EXIT WHEN taken IN (0, waiting);
+        EXIT WHEN complete;
     END LOOP;
+END
+$$;
+
+-- Removes an entry that waits if it was written, or in any case; returns whether it was.
+CREATE OR REPLACE FUNCTION assistant.collect(waiting_id bigint, anyway boolean) RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    was_written boolean;
+BEGIN
+    DELETE FROM assistant.board_waiting WHERE id = waiting_id AND (written OR anyway)
+    RETURNING written INTO was_written;
+    RETURN coalesce(was_written, false);
 END
 $$;
 
@@ -1236,9 +1269,11 @@ BEGIN
 END
 $$;
 
--- Puts one entry on the board, as write_board; whether it was written, or else refused.
-CREATE OR REPLACE FUNCTION assistant.write_entry(the_agent text, entry jsonb, given bigint)
-RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- Puts one entry on the board, as write_board does; `waiting_id`: what it waited under, if it did.
+-- Returns whether it was written, or else refused.
+CREATE OR REPLACE FUNCTION assistant.write_entry(
+    the_agent text, entry jsonb, given bigint, waiting_id bigint
+) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     held bigint;
     live boolean;
@@ -1246,9 +1281,18 @@ BEGIN
     SELECT token, expires_at > clock_timestamp() INTO held, live
     FROM assistant.leases WHERE agent = the_agent FOR KEY SHARE;
     IF (CASE WHEN live THEN held IS DISTINCT FROM given ELSE given IS NOT NULL END) THEN
-        RETURN false;
+        RETURN waiting_id IS NOT NULL AND assistant.collect(waiting_id, true);
     END IF;
     LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
+    IF waiting_id IS NOT NULL THEN
+        IF assistant.collect(waiting_id, false) THEN
+            RETURN true;
+        END IF;
+        PERFORM assistant.write_waiting();
+        IF assistant.collect(waiting_id, true) THEN
+            RETURN true;
+        END IF;
+    END IF;
     UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(the_agent, entry)
     WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
         AND NOT EXISTS (SELECT FROM assistant.board_waiting);
@@ -1260,44 +1304,41 @@ BEGIN
 END
 $$;
 
--- The same in a commit that it shares with all who come while another is under way. It commits, so
--- that it cannot be called within a transaction.
+-- The same, in a commit that it shares with all who come while another is under way. Returns what
+-- write_board does. It commits, so that it cannot be called within a transaction.
 CREATE OR REPLACE PROCEDURE assistant.put_entry(
-    the_agent text, entry jsonb, given bigint, INOUT written boolean
+    the_agent text, entry jsonb, given bigint, INOUT refused text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    number bigint;
-    place tid;
+    waiting_id bigint;
+    written boolean;
 BEGIN
     -- Anybody can hold this lock. It tells whether to wait is likely; the queue is what locks.
     IF pg_try_advisory_xact_lock(7238114906) THEN
-        written := assistant.write_entry(the_agent, entry, given);
-        RETURN;
-    END IF;
-    INSERT INTO assistant.board_waiting AS waiting (agent, entry, token)
-    VALUES (the_agent, put_entry.entry, given)
-    RETURNING waiting.id, waiting.ctid INTO number, place;
-    COMMIT;
-    -- All that were taken along go on at the same time.
-    LOCK TABLE assistant.board_queue IN SHARE MODE;
-    PERFORM FROM assistant.board_waiting WHERE ctid = place AND id = number;
-    written := NOT FOUND;
-    IF NOT written THEN
+        written := assistant.write_entry(the_agent, entry, given, NULL);
+    ELSE
+        INSERT INTO assistant.board_waiting (agent, entry, token)
+        VALUES (the_agent, entry, given)
+        RETURNING id INTO waiting_id;
         COMMIT;
-        PERFORM FROM assistant.leases WHERE agent = the_agent FOR KEY SHARE;
-        LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-        PERFORM assistant.write_waiting();
-        DELETE FROM assistant.board_waiting WHERE ctid = place AND id = number;
-        written := NOT FOUND;
+        -- All that were taken along go on at the same time.
+        LOCK TABLE assistant.board_queue IN SHARE MODE;
+        written := assistant.collect(waiting_id, false);
+        IF NOT written THEN
+            COMMIT;
+            written := assistant.write_entry(the_agent, entry, given, waiting_id);
+        END IF;
+        IF written AND current_setting('synchronous_standby_names') <> '' THEN
+            -- Whoever wrote it may have broken off its wait for the standbys: so this one waits.
+            PERFORM pg_logical_emit_message(true, 'assistant', '');
+        END IF;
     END IF;
-    IF written AND current_setting('synchronous_standby_names') <> '' THEN
-        -- Whoever wrote it may have broken off its wait for the standbys: this one waits for them.
-        PERFORM pg_logical_emit_message(true, 'assistant', '');
-    END IF;
+    refused := CASE WHEN NOT written THEN ARRAY[the_agent] END;
 END
 $$;
 
--- As before, after what waits. Puts on the board what a worker does, which its turns tell, or `at_rest` where none runs.
+-- As before, after what waits. Puts on the board what a worker does, which its turns tell, or
+-- `at_rest` where none runs.
 -- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
 CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$

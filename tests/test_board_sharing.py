@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from assistant_cli import StatusBoard
-from assistant_cli.errors import LeaseLostError
+from assistant_cli.errors import ConflictError, DatabaseUnreachableError, LeaseLostError
 from assistant_cli.store import leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.inbox import put_message
@@ -21,8 +21,9 @@ from .hosting import rows, worker_of
 
 HINT = 7238114906
 WAIT = (
-    "INSERT INTO assistant.board_waiting (agent, entry, token, backend, at) VALUES (%s, "
-    """'{"status": "running", "detail": null}', %s, %s, clock_timestamp() - %s * interval '1 s')"""
+    "INSERT INTO assistant.board_waiting (agent, entry, token, at) VALUES (%s, "
+    """jsonb_build_object('status', %s::text, 'detail', null), %s, """
+    "clock_timestamp() - %s * interval '1 s')"
 )
 
 
@@ -44,20 +45,24 @@ def commit_under_way(dsn: str) -> Iterator[None]:
         yield
 
 
-async def begin(
-    board: StatusBoard, agent: str, status: str, *, waiting: int = 1
-) -> asyncio.Task[None]:
-    """An update that waits, as so many do then."""
-    update = asyncio.create_task(board.update(agent, {"status": status}))
+async def begin(updates: dict[str, StatusBoard]) -> list[asyncio.Task[None]]:
+    """Updates, each of an agent, that wait."""
+    begun = [
+        asyncio.create_task(board.update(agent, {"status": "running"}))
+        for agent, board in updates.items()
+    ]
     query = (
         "SELECT FROM pg_stat_activity WHERE datname = current_database() "
         "AND wait_event_type = 'Lock'"
     )
-    with psycopg.connect(board.database.dsn, autocommit=True) as connection:
+    dsn = next(iter(updates.values())).database.dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
         await asyncio.to_thread(
-            eventually, lambda: connection.execute(query).rowcount == waiting, "the wait"
+            eventually,
+            lambda: connection.execute(query).rowcount == len(begun),
+            "the wait",
         )
-    return update
+    return begun
 
 
 async def revision(database: Database) -> int:
@@ -78,30 +83,24 @@ async def left(database: Database) -> list[Any]:
 async def test_those_who_wait_for_a_commit_share_the_next(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
+    agents = {f"a{number}": board for number, board in enumerate(boards)}
     with commit_under_way(dsn):
-        updates = [
-            await begin(board, f"a{number}", "running", waiting=number + 1)
-            for number, board in enumerate(boards)
-        ]
+        updates = await begin(agents)
     await asyncio.gather(*updates)
-    board = await database.kv.get("status_board")
-    assert board.keys() == {"other", *(f"a{number}" for number in range(6))}
+    assert (await database.kv.get("status_board")).keys() == {"other", *agents}
     # One write of the other, and one of all of these.
     assert await revision(database) == 2
-    assert [await events(database, f"a{number}") for number in range(6)] == [["running"]] * 6
+    assert [await events(database, agent) for agent in agents] == [["running"]] * len(agents)
     assert await left(database) == []
 
 
 async def test_entries_of_one_agent_keep_their_order_and_each_is_in_the_timeline(
-    database: Database, dsn: str, boards: list[StatusBoard]
+    database: Database, boards: list[StatusBoard]
 ) -> None:
     said = ["running", "failed", "running", "idle"]
-    with commit_under_way(dsn):
-        updates = [
-            await begin(board, "build", status, waiting=number + 1)
-            for number, (board, status) in enumerate(zip(boards, said, strict=False))
-        ]
-    await asyncio.gather(*updates)
+    for status in said:
+        await rows(database, WAIT, "build", status, None, 0)
+    await boards[0].update("other", {"status": "idle"})
     assert await events(database, "build") == said
 
 
@@ -128,9 +127,7 @@ async def test_who_lost_the_agent_while_it_waited_is_refused_and_the_others_are_
 ) -> None:
     boards[1].lease = await leases.acquire(database, ["build"])
     with commit_under_way(dsn):
-        first = await begin(boards[0], "a", "running")
-        refused = await begin(boards[1], "build", "running", waiting=2)
-        last = await begin(boards[2], "b", "running", waiting=3)
+        first, refused, last = await begin(dict(zip(("a", "build", "b"), boards, strict=False)))
         await rows(database, "UPDATE assistant.leases SET token = nextval('assistant.tokens')")
     await asyncio.gather(first, last)
     with pytest.raises(LeaseLostError):
@@ -145,10 +142,7 @@ async def test_the_holder_is_refused_nothing_while_it_waits(
 ) -> None:
     boards[1].lease = await leases.acquire(database, ["build"])
     with commit_under_way(dsn):
-        updates = [
-            await begin(boards[0], "a", "running"),
-            await begin(boards[1], "build", "running", waiting=2),
-        ]
+        updates = await begin({"a": boards[0], "build": boards[1]})
     await asyncio.gather(*updates)
     assert await events(database, "build") == ["running"]
 
@@ -159,8 +153,7 @@ async def test_nobody_waits_for_a_lease_with_the_queue_locked(
     boards[1].lease = await leases.acquire(database, ["build"])
     with psycopg.connect(dsn) as taker:
         with commit_under_way(dsn):
-            first = await begin(boards[0], "a", "running")
-            second = await begin(boards[1], "build", "running", waiting=2)
+            first, second = await begin({"a": boards[0], "build": boards[1]})
             # Who gives an agent back locks its lease, and then waits for the queue.
             taker.execute("DELETE FROM assistant.leases")
         await first
@@ -175,59 +168,94 @@ async def test_nobody_waits_for_a_lease_with_the_queue_locked(
 async def test_what_waited_comes_before_what_is_written_later(
     database: Database, boards: list[StatusBoard]
 ) -> None:
-    (own,) = await rows(database, "SELECT pg_backend_pid()")
     # Several entries are written by another statement than one.
     for said in (["idle"], ["failed", "idle"]):
-        await rows(database, WAIT, "build", None, own, 60)
+        await rows(database, WAIT, "build", "running", None, 0)
         await asyncio.gather(*(boards[0].update("build", {"status": status}) for status in said))
     assert await events(database, "build") == ["running", "idle", "running", "failed", "idle"]
-    assert await left(database) == []
 
 
 async def test_what_waited_comes_before_a_turn_that_begins(database: Database) -> None:
     lease = await leases.acquire(database, ["conversation"])
     await put_message(database, "hello", conversation="main")
-    (own,) = await rows(database, "SELECT pg_backend_pid()")
-    await rows(database, WAIT, "conversation", lease.token, own, 60)
+    await rows(database, WAIT, "conversation", "running", lease.token, 0)
     await worker_of(database, lease).claim("offline", 1)
     query = "SELECT detail FROM assistant.board_events ORDER BY id"
     assert await rows(database, query) == [None, "answering 1 message in main"]
-    assert await left(database) == []
 
 
-async def test_what_a_backend_left_that_is_gone_is_not_written(
-    database: Database, dsn: str, boards: list[StatusBoard]
+@pytest.mark.parametrize("token", [None, 1])
+async def test_what_has_waited_for_long_is_left_to_its_writer(
+    database: Database, boards: list[StatusBoard], token: int | None
 ) -> None:
-    with psycopg.connect(dsn) as gone:
-        backend = gone.info.backend_pid
-    await asyncio.to_thread(eventually, lambda: not alive(dsn, backend), "the end of the backend")
-    await rows(database, WAIT, "build", None, backend, 2)
+    # It was told that it failed, or is gone, or will see that its entry is.
+    await rows(database, WAIT, "build", "running", token, 3)
     await boards[0].update("a", {"status": "running"})
     assert await events(database, "build") == []
     assert await left(database) == []
 
 
-def alive(dsn: str, backend: int) -> bool:
-    query = "SELECT FROM pg_stat_activity WHERE pid = %s"
-    with psycopg.connect(dsn) as connection:
-        return bool(connection.execute(query, [backend]).rowcount)
+async def test_who_finds_its_entry_gone_writes_it(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    with commit_under_way(dsn):
+        (update,) = await begin({"build": boards[0]})
+        await rows(database, "DELETE FROM assistant.board_waiting")
+    await update
+    assert await events(database, "build") == ["running"]
+
+
+async def test_a_lease_that_was_renewed_and_is_given_back_is_not_waited_for(
+    database: Database, dsn: str
+) -> None:
+    lease = await leases.acquire(database, ["build"])
+    await rows(database, WAIT, "build", "running", lease.token, 0)
+    with psycopg.connect(dsn) as writer, psycopg.connect(dsn) as other:
+        # So that its statement began before the renewal.
+        writer.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        writer.execute("SET statement_timeout = '5s'")
+        async with database.connection() as connection:
+            await leases.renew(connection, lease)
+        other.execute("DELETE FROM assistant.leases")
+        held = writer.execute("SELECT assistant.lock_leases_of_waiting()").fetchone()
+    assert held == ({},)
+
+
+async def test_others_may_rely_on_a_commit_that_takes_them_along(
+    database: Database, dsn: str
+) -> None:
+    with psycopg.connect(dsn, options="-c synchronous_commit=off") as writer:
+        write = 'SELECT assistant.write_board(\'[{"a": {"status": "idle"}}]\', \'{}\')'
+        for waits, setting in ((False, "off"), (True, "local")):
+            if waits:
+                await rows(database, WAIT, "build", "running", None, 0)
+            writer.execute(write)
+            assert writer.execute("SHOW synchronous_commit").fetchone() == (setting,)
+            writer.commit()
+
+
+async def test_what_the_timeline_cannot_hold_fails_alone(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    call = "CALL assistant.put_entry(repeat('name ', 100), '{}', NULL, NULL)"
+    with commit_under_way(dsn), pytest.raises(ConflictError):
+        await rows(database, call)
+    await boards[0].update("build", {"status": "running"})
+    assert await events(database, "build") == ["running"]
 
 
 async def test_a_writer_that_dies_while_it_waits_harms_nobody(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
     with commit_under_way(dsn):
-        lost = await begin(boards[0], "lost", "running")
-        query = (
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'relation'"
-        )
-        await rows(database, query)
-        with pytest.raises(Exception, match="terminat"):
+        (lost,) = await begin({"lost": boards[0]})
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        await rows(database, query + "WHERE wait_event = 'relation'")
+        with pytest.raises(DatabaseUnreachableError):
             await lost
-        other = await begin(boards[1], "build", "running")
+        (other,) = await begin({"build": boards[1]})
     await other
     assert await events(database, "build") == ["running"]
-    assert await left(database) == []
 
 
 @pytest.mark.parametrize("stored", ["[1]", "null", None])
@@ -239,9 +267,6 @@ async def test_where_no_board_is_stored_those_who_wait_make_a_new_one(
         other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
         if stored:
             other.execute("INSERT INTO kv (key, value) VALUES ('status_board', %s)", [stored])
-        updates = [
-            await begin(board, f"a{number}", "running", waiting=number + 1)
-            for number, board in enumerate(boards[:2])
-        ]
+        updates = await begin({"a0": boards[0], "a1": boards[1]})
     await asyncio.gather(*updates)
     assert (await database.kv.get("status_board")).keys() == {"a0", "a1"}

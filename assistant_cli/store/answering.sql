@@ -38,7 +38,9 @@ WHERE state = 'working' AND turn_id = ANY(%(turns)s);
 -- Until this is committed a lease that has lapsed is not renewed; one that is being renewed now is
 -- left alone.
 WITH lapsed AS MATERIALIZED (
-    SELECT agent FROM assistant.leases WHERE NOT assistant.lease_lasts(expires_at)
+    SELECT agent FROM assistant.leases
+    WHERE NOT assistant.lease_lasts(expires_at)
+        AND agent IN (SELECT agent FROM assistant.orphaned_turns)
     ORDER BY agent FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE assistant.turns

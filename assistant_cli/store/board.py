@@ -161,10 +161,7 @@ class StatusBoard:
             cursor = await connection.execute(_SQL[query], parameters)
             reach("board.after")
             row = await cursor.fetchone()
-        assert row is not None
-        if len(batch) == 1:
-            return set() if row[0] else {batch[0].agent}
-        return set(row[0] or ())
+        return set(row[0]) if row and row[0] else set()
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self.database, [update.agent for update in updates])

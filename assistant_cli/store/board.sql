@@ -2,7 +2,7 @@
 SELECT assistant.write_board(%(rounds)s::jsonb, %(tokens)s::jsonb);
 
 -- name: update_one
-CALL assistant.put_entry(%(agent)s, %(entry)s::jsonb, %(token)s::bigint, NULL::boolean);
+CALL assistant.put_entry(%(agent)s, %(entry)s::jsonb, %(token)s::bigint, NULL::text[]);
 
 -- name: read
 SELECT value::text FROM public.kv

@@ -89,8 +89,8 @@ class _Connection(AsyncConnection[TupleRow]):
         except (asyncio.CancelledError, KeyboardInterrupt):
             self.pgconn.finish()
             raise
-        except psycopg.OperationalError:
-            if monotonic() < self.deadline:
+        except psycopg.OperationalError as error:
+            if error.sqlstate or monotonic() < self.deadline:
                 raise
             self.pgconn.finish()
             raise TimeoutError from None

@@ -69,7 +69,7 @@ END
 $$;
 CREATE TRIGGER note_holder AFTER INSERT OR UPDATE OF token ON assistant.leases
     FOR EACH ROW EXECUTE FUNCTION faults.note_holder();
-CREATE TRIGGER note_waiting AFTER INSERT OR DELETE ON assistant.board_waiting
+CREATE TRIGGER note_waiting AFTER INSERT OR UPDATE ON assistant.board_waiting
     FOR EACH ROW EXECUTE FUNCTION faults.note_waiting();
 CREATE TRIGGER note_write AFTER INSERT ON assistant.board_events
     FOR EACH ROW EXECUTE FUNCTION faults.note_write();
