@@ -1127,8 +1127,7 @@ VALUES (14, 'one_commit') ON CONFLICT DO NOTHING;
 -- Processes that update the board at the same time share commits, and one alone does less.
 
 -- Entries whose writers wait for the commit of another; the next to write takes all of them along,
--- and says so here. Whoever finds its entry gone, or not written, writes it itself: what is lost or
--- removed here is no harm.
+-- and marks them. An entry that is gone was not written: who still wants it begins again.
 CREATE UNLOGGED TABLE IF NOT EXISTS assistant.board_waiting (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- What the timeline's index cannot hold must not stop those who take it along.
@@ -1157,9 +1156,9 @@ BEGIN
 END
 $$;
 
--- Locks the leases of the agents whose entries wait, so that none is taken over; returns the token
--- of each, or null where it has lapsed. The caller holds the queue, for which whoever gives an agent
--- back, or takes it over, may wait with the lease locked: such a lease is left out.
+-- Locks the leases of agents whose entries wait, so that none is taken over; returns the token of
+-- each, or null where it has lapsed. The caller holds the queue, for which whoever takes an agent
+-- over, or gives it back, may wait with the lease locked: such a lease is left out, or all are.
 CREATE OR REPLACE FUNCTION assistant.lock_leases_of_waiting() RETURNS jsonb
 LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '1ms' AS $$
 DECLARE
@@ -1172,30 +1171,30 @@ BEGIN
         ORDER BY agent FOR KEY SHARE SKIP LOCKED
     ) AS locked;
     RETURN coalesce(held, '{}');
+-- Where a lease has been renewed since this began, SKIP LOCKED does wait.
 EXCEPTION WHEN lock_not_available THEN
-    -- SKIP LOCKED does wait where a lease has been renewed since this statement began.
     RETURN '{}';
 END
 $$;
 
--- Writes the entries that wait and that their writers may write, those of an agent in their order.
--- The caller holds the queue.
-CREATE OR REPLACE FUNCTION assistant.write_waiting() RETURNS void
+-- Writes the entries that wait and that their writers may write, those of an agent in their order,
+-- but for the agents of which `but` has entries. The caller holds the queue.
+CREATE OR REPLACE FUNCTION assistant.write_waiting(but jsonb) RETURNS void
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
-    held jsonb;
+    tokens jsonb;
     entries jsonb;
     complete boolean;
 BEGIN
-    -- Their writers may have been told that it failed, and be gone.
+    -- Nobody wants them any more: a writer gives up after 15 seconds, and collects within moments.
     DELETE FROM assistant.board_waiting WHERE at < clock_timestamp()
-        - CASE WHEN written THEN interval '1 minute' ELSE interval '2 seconds' END;
-    held := assistant.lock_leases_of_waiting();
+        - CASE WHEN written THEN interval '1 minute' ELSE interval '20 seconds' END;
+    tokens := assistant.lock_leases_of_waiting();
     LOOP
         WITH next AS (
             SELECT DISTINCT ON (agent) id FROM assistant.board_waiting AS waiting
-            WHERE NOT written AND CASE
-                WHEN held ? agent THEN token IS NOT DISTINCT FROM (held ->> agent)::bigint
+            WHERE NOT written AND NOT but ? agent AND CASE
+                WHEN tokens ? agent THEN token IS NOT DISTINCT FROM (tokens ->> agent)::bigint
                 ELSE token IS NULL AND NOT EXISTS (
                     SELECT FROM assistant.leases WHERE leases.agent = waiting.agent) END
             ORDER BY agent, id
@@ -1203,7 +1202,7 @@ BEGIN
             UPDATE assistant.board_waiting SET written = true WHERE id IN (SELECT id FROM next)
             RETURNING agent, entry
         )
-        -- What waits is counted as it was before.
+        -- Counted as it was before, it saves a last round that would find nothing.
         SELECT jsonb_object_agg(agent, entry),
             count(*) = (SELECT count(*) FROM assistant.board_waiting WHERE NOT written)
         INTO entries, complete
@@ -1219,19 +1218,50 @@ BEGIN
 END
 $$;
 
--- Removes an entry that waits if it was written, or in any case; returns whether it was.
-CREATE OR REPLACE FUNCTION assistant.collect(waiting_id bigint, anyway boolean) RETURNS boolean
+-- Writes what others wait for, and then entries of one's own. The caller holds the queue.
+-- What waits for the same agents may be newer, or older and given up: who still wants it begins
+-- again. Where such an entry came since this statement began, and another took it along, nothing is
+-- written and false returned: it may be newer, and who still wants these begins again.
+CREATE OR REPLACE FUNCTION assistant.write_after_waiting(entries jsonb) RETURNS boolean
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM FROM assistant.board_waiting
+    WHERE written AND entries ? agent AND at > statement_timestamp();
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM assistant.board_waiting WHERE NOT written AND entries ? agent;
+    PERFORM assistant.write_waiting(entries);
+    PERFORM assistant.merge_board(entries);
+    RETURN true;
+END
+$$;
+
+-- Whether the queue could be locked without waiting for anybody.
+CREATE OR REPLACE FUNCTION assistant.lock_queue_at_once() RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE NOWAIT;
+    RETURN true;
+EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+END
+$$;
+
+-- Removes an entry that waits if it was written, or `withdraw` it; returns whether it was written.
+CREATE OR REPLACE FUNCTION assistant.collect(waiting_id bigint, withdraw boolean) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     was_written boolean;
 BEGIN
-    DELETE FROM assistant.board_waiting WHERE id = waiting_id AND (written OR anyway)
+    DELETE FROM assistant.board_waiting WHERE id = waiting_id AND (written OR withdraw)
     RETURNING written INTO was_written;
     RETURN coalesce(was_written, false);
 END
 $$;
 
--- As before, after what waits.
+-- As before, but that entries that wait come first, and that it returns an empty array where it
+-- wrote, and null where it wrote nothing, and whoever still wants it is to call again.
+-- (update_board writes none of them along; programs that call it leave none.)
 CREATE OR REPLACE FUNCTION assistant.write_board(rounds jsonb, tokens jsonb) RETURNS text[]
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
@@ -1260,20 +1290,18 @@ BEGIN
         UPDATE public.kv SET expires_at = NULL, value = value || (rounds -> place)
         WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
             AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-        IF NOT FOUND THEN
-            PERFORM assistant.write_waiting();
-            PERFORM assistant.merge_board(rounds -> place);
+        IF NOT FOUND AND NOT assistant.write_after_waiting(rounds -> place) THEN
+            RETURN NULL;
         END IF;
     END LOOP;
-    RETURN NULL;
+    RETURN '{}';
 END
 $$;
 
--- Puts one entry on the board, as write_board does; `waiting_id`: what it waited under, if it did.
--- Returns whether it was written, or else refused.
-CREATE OR REPLACE FUNCTION assistant.write_entry(
-    the_agent text, entry jsonb, given bigint, waiting_id bigint
-) RETURNS boolean LANGUAGE plpgsql SET enable_seqscan = off AS $$
+-- Puts one entry on the board, and returns what write_board does; null as well where somebody else
+-- holds the queue.
+CREATE OR REPLACE FUNCTION assistant.write_entry(the_agent text, entry jsonb, given bigint)
+RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     held bigint;
     live boolean;
@@ -1281,64 +1309,73 @@ BEGIN
     SELECT token, expires_at > clock_timestamp() INTO held, live
     FROM assistant.leases WHERE agent = the_agent FOR KEY SHARE;
     IF (CASE WHEN live THEN held IS DISTINCT FROM given ELSE given IS NOT NULL END) THEN
-        RETURN waiting_id IS NOT NULL AND assistant.collect(waiting_id, true);
+        RETURN ARRAY[the_agent];
     END IF;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    IF waiting_id IS NOT NULL THEN
-        IF assistant.collect(waiting_id, false) THEN
-            RETURN true;
-        END IF;
-        PERFORM assistant.write_waiting();
-        IF assistant.collect(waiting_id, true) THEN
-            RETURN true;
-        END IF;
+    IF NOT assistant.lock_queue_at_once() THEN
+        RETURN NULL;
     END IF;
     UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(the_agent, entry)
     WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
         AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-    IF NOT FOUND THEN
-        PERFORM assistant.write_waiting();
-        PERFORM assistant.merge_board(jsonb_build_object(the_agent, entry));
+    IF NOT FOUND AND NOT assistant.write_after_waiting(jsonb_build_object(the_agent, entry)) THEN
+        RETURN NULL;
     END IF;
-    RETURN true;
+    RETURN '{}';
 END
 $$;
 
--- The same, in a commit that it shares with all who come while another is under way. Returns what
--- write_board does. It commits, so that it cannot be called within a transaction.
+-- Writes all entries that wait, and returns of one of them what write_board does. The caller holds
+-- the queue, and must not wait for a lease.
+CREATE OR REPLACE FUNCTION assistant.write_with_others(
+    waiting_id bigint, the_agent text, given bigint
+) RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
+BEGIN
+    PERFORM assistant.write_waiting('{}');
+    RETURN CASE
+        WHEN assistant.collect(waiting_id, true) THEN '{}'
+        WHEN (SELECT token FROM assistant.leases
+            WHERE agent = the_agent AND expires_at > clock_timestamp()) IS DISTINCT FROM given
+        THEN ARRAY[the_agent] END;
+END
+$$;
+
+-- Puts one entry on the board, as write_board does, in a commit that it shares with all who come
+-- while another is under way. It commits, so that it cannot be called within a transaction.
 CREATE OR REPLACE PROCEDURE assistant.put_entry(
     the_agent text, entry jsonb, given bigint, INOUT refused text[]
 ) LANGUAGE plpgsql AS $$
 DECLARE
     waiting_id bigint;
-    written boolean;
 BEGIN
-    -- Anybody can hold this lock. It tells whether to wait is likely; the queue is what locks.
+    -- A hint that is cheap to ask for: anybody can hold this lock, and the queue is what locks.
     IF pg_try_advisory_xact_lock(7238114906) THEN
-        written := assistant.write_entry(the_agent, entry, given, NULL);
-    ELSE
-        INSERT INTO assistant.board_waiting (agent, entry, token)
-        VALUES (the_agent, entry, given)
-        RETURNING id INTO waiting_id;
-        COMMIT;
-        -- All that were taken along go on at the same time.
-        LOCK TABLE assistant.board_queue IN SHARE MODE;
-        written := assistant.collect(waiting_id, false);
-        IF NOT written THEN
-            COMMIT;
-            written := assistant.write_entry(the_agent, entry, given, waiting_id);
+        refused := assistant.write_entry(the_agent, entry, given);
+        IF refused IS NOT NULL THEN
+            RETURN;
         END IF;
-        IF written AND current_setting('synchronous_standby_names') <> '' THEN
-            -- Whoever wrote it may have broken off its wait for the standbys: so this one waits.
-            PERFORM pg_logical_emit_message(true, 'assistant', '');
-        END IF;
+        -- Not COMMIT, which might wait for the disk.
+        ROLLBACK;
     END IF;
-    refused := CASE WHEN NOT written THEN ARRAY[the_agent] END;
+    INSERT INTO assistant.board_waiting (agent, entry, token)
+    VALUES (the_agent, entry, given)
+    RETURNING id INTO waiting_id;
+    COMMIT;
+    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
+    IF NOT assistant.collect(waiting_id, false) THEN
+        refused := assistant.write_with_others(waiting_id, the_agent, given);
+        RETURN;
+    END IF;
+    refused := '{}';
+    IF current_setting('synchronous_standby_names') <> '' THEN
+        COMMIT;
+        -- Whoever wrote it may have broken off its wait for the standbys: so this one waits.
+        PERFORM pg_logical_emit_message(true, 'assistant', '');
+    END IF;
 END
 $$;
 
--- As before, after what waits. Puts on the board what a worker does, which its turns tell, or
--- `at_rest` where none runs.
+-- As before, but that entries that wait come first. Puts on the board what a worker does, which its
+-- turns tell, or `at_rest` where none runs.
 -- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
 CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
@@ -1366,9 +1403,8 @@ BEGIN
     UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(worker, entry)
     WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
         AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-    IF NOT FOUND THEN
-        PERFORM assistant.write_waiting();
-        PERFORM assistant.merge_board(jsonb_build_object(worker, entry));
+    IF NOT FOUND AND NOT assistant.write_after_waiting(jsonb_build_object(worker, entry)) THEN
+        RAISE serialization_failure USING MESSAGE = 'a newer status was written meanwhile';
     END IF;
     RETURN entry;
 END

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -19,7 +20,6 @@ from assistant_cli.store.inbox import put_message
 from .conftest import eventually
 from .hosting import rows, worker_of
 
-HINT = 7238114906
 WAIT = (
     "INSERT INTO assistant.board_waiting (agent, entry, token, at) VALUES (%s, "
     """jsonb_build_object('status', %s::text, 'detail', null), %s, """
@@ -40,7 +40,6 @@ async def boards(dsn: str) -> AsyncIterator[list[StatusBoard]]:
 def commit_under_way(dsn: str) -> Iterator[None]:
     """What another updates, who has not committed it before the block ends."""
     with psycopg.connect(dsn) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s)", [HINT])
         other.execute('SELECT assistant.write_board(\'[{"other": {"status": "idle"}}]\', \'{}\')')
         yield
 
@@ -51,18 +50,19 @@ async def begin(updates: dict[str, StatusBoard]) -> list[asyncio.Task[None]]:
         asyncio.create_task(board.update(agent, {"status": "running"}))
         for agent, board in updates.items()
     ]
+    await until_waiting(next(iter(updates.values())).database.dsn, len(begun))
+    return begun
+
+
+async def until_waiting(dsn: str, count: int) -> None:
     query = (
         "SELECT FROM pg_stat_activity WHERE datname = current_database() "
         "AND wait_event_type = 'Lock'"
     )
-    dsn = next(iter(updates.values())).database.dsn
     with psycopg.connect(dsn, autocommit=True) as connection:
         await asyncio.to_thread(
-            eventually,
-            lambda: connection.execute(query).rowcount == len(begun),
-            "the wait",
+            eventually, lambda: connection.execute(query).rowcount == count, "the wait"
         )
-    return begun
 
 
 async def revision(database: Database) -> int:
@@ -112,16 +112,6 @@ async def test_an_update_alone_is_one_write(database: Database, boards: list[Sta
     assert await rows(database, sequence) == [False]
 
 
-async def test_whoever_holds_the_hint_hinders_nobody(
-    database: Database, dsn: str, boards: list[StatusBoard]
-) -> None:
-    with psycopg.connect(dsn) as reader:
-        reader.execute("SELECT pg_advisory_xact_lock(%s)", [HINT])
-        await boards[0].update("build", {"status": "running"})
-    assert await events(database, "build") == ["running"]
-    assert await left(database) == []
-
-
 async def test_who_lost_the_agent_while_it_waited_is_refused_and_the_others_are_not(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
@@ -134,6 +124,23 @@ async def test_who_lost_the_agent_while_it_waited_is_refused_and_the_others_are_
         await refused
     assert await events(database, "build") == []
     assert (await database.kv.get("status_board")).keys() == {"other", "a", "b"}
+    assert await left(database) == []
+
+
+async def test_who_waits_although_nobody_writes_is_written_or_refused_at_once(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    lease = await leases.acquire(database, ["build"])
+    boards[1].lease = lease
+    boards[2].lease = replace(lease, token=lease.token - 1)
+    with psycopg.connect(dsn) as reader:
+        # Anybody can hold the lock that is asked for a hint.
+        reader.execute("SELECT pg_advisory_xact_lock(7238114906)")
+        await boards[0].update("a", {"status": "running"})
+        await boards[1].update("build", {"status": "running"})
+        with pytest.raises(LeaseLostError):
+            await boards[2].update("build", {"status": "idle"})
+    assert await events(database, "build") == ["running"]
     assert await left(database) == []
 
 
@@ -157,7 +164,6 @@ async def test_nobody_waits_for_a_lease_with_the_queue_locked(
             # Who gives an agent back locks its lease, and then waits for the queue.
             taker.execute("DELETE FROM assistant.leases")
         await first
-        assert await left(database) == ["build"]
         taker.execute('SELECT assistant.write_board(\'[{"build": {"status": "idle"}}]\', \'{}\')')
     with pytest.raises(LeaseLostError):
         await second
@@ -165,23 +171,79 @@ async def test_nobody_waits_for_a_lease_with_the_queue_locked(
     assert await left(database) == []
 
 
-async def test_what_waited_comes_before_what_is_written_later(
+async def test_a_batch_takes_along_what_waits(
     database: Database, boards: list[StatusBoard]
 ) -> None:
-    # Several entries are written by another statement than one.
-    for said in (["idle"], ["failed", "idle"]):
-        await rows(database, WAIT, "build", "running", None, 0)
-        await asyncio.gather(*(boards[0].update("build", {"status": status}) for status in said))
-    assert await events(database, "build") == ["running", "idle", "running", "failed", "idle"]
+    await rows(database, WAIT, "build", "running", None, 0)
+    await asyncio.gather(*(boards[0].update(agent, {"status": "idle"}) for agent in ("a", "b")))
+    assert await events(database, "build") == ["running"]
 
 
-async def test_what_waited_comes_before_a_turn_that_begins(database: Database) -> None:
+async def test_a_turn_that_begins_takes_along_what_waits(database: Database) -> None:
     lease = await leases.acquire(database, ["conversation"])
     await put_message(database, "hello", conversation="main")
-    await rows(database, WAIT, "conversation", "running", lease.token, 0)
+    await rows(database, WAIT, "build", "running", None, 0)
     await worker_of(database, lease).claim("offline", 1)
-    query = "SELECT detail FROM assistant.board_events ORDER BY id"
-    assert await rows(database, query) == [None, "answering 1 message in main"]
+    assert await events(database, "build") == ["running"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+async def test_what_waits_for_the_same_agent_is_not_written_by_others_before_or_after(
+    database: Database, boards: list[StatusBoard], several: bool
+) -> None:
+    # It may be older, and its writer gone: who still wants it begins again.
+    await rows(database, WAIT, "build", "running", None, 0)
+    said = ["failed", "idle"] if several else ["idle"]
+    await asyncio.gather(*(boards[0].update("build", {"status": status}) for status in said))
+    assert await events(database, "build") == said
+    assert await left(database) == []
+
+
+async def test_a_turn_that_begins_removes_what_waits_for_its_worker(database: Database) -> None:
+    lease = await leases.acquire(database, ["conversation"])
+    await put_message(database, "hello", conversation="main")
+    await rows(database, WAIT, "conversation", "failed", lease.token, 0)
+    await worker_of(database, lease).claim("offline", 1)
+    assert await events(database, "conversation") == ["running"]
+    assert await left(database) == []
+
+
+async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    with commit_under_way(dsn):
+        async with database.connection() as connection:
+            call = "CALL assistant.put_entry('build', '{\"status\": \"running\"}', NULL, NULL)"
+            given_up = asyncio.create_task(connection.execute(call))
+            await until_waiting(dsn, 1)
+            # Its backend is told within two seconds.
+            given_up.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await given_up
+        newer = [
+            asyncio.create_task(boards[0].update("build", {"status": status}))
+            for status in ("failed", "idle")
+        ]
+        await until_waiting(dsn, 2)
+    await asyncio.gather(*newer)
+    await until_waiting(dsn, 0)
+    assert (await events(database, "build"))[-1] == "idle"
+
+
+async def test_what_waited_is_not_written_after_what_is_newer_and_was_taken_along(
+    database: Database, dsn: str
+) -> None:
+    write = """SELECT assistant.write_board('[{"build": {"status": "running"}}]', '{}')"""
+    with commit_under_way(dsn):
+        older = asyncio.create_task(rows(database, write))
+        await until_waiting(dsn, 1)
+        # As whoever is before it in the queue would.
+        await rows(database, WAIT, "build", "idle", None, 0)
+        await rows(database, "UPDATE assistant.board_waiting SET written = true")
+    assert await older == [None]
+    # Called again, it is the newer.
+    assert await rows(database, write) == [[]]
+    assert await events(database, "build") == ["running"]
 
 
 @pytest.mark.parametrize("token", [None, 1])
@@ -189,13 +251,13 @@ async def test_what_has_waited_for_long_is_left_to_its_writer(
     database: Database, boards: list[StatusBoard], token: int | None
 ) -> None:
     # It was told that it failed, or is gone, or will see that its entry is.
-    await rows(database, WAIT, "build", "running", token, 3)
+    await rows(database, WAIT, "build", "running", token, 21)
     await boards[0].update("a", {"status": "running"})
     assert await events(database, "build") == []
     assert await left(database) == []
 
 
-async def test_who_finds_its_entry_gone_writes_it(
+async def test_who_finds_its_entry_gone_begins_again(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
     with commit_under_way(dsn):
@@ -211,9 +273,10 @@ async def test_a_lease_that_was_renewed_and_is_given_back_is_not_waited_for(
     lease = await leases.acquire(database, ["build"])
     await rows(database, WAIT, "build", "running", lease.token, 0)
     with psycopg.connect(dsn) as writer, psycopg.connect(dsn) as other:
-        # So that its statement began before the renewal.
+        # As if its statement had begun before the renewal.
         writer.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        writer.execute("SET statement_timeout = '5s'")
+        writer.execute("SET LOCAL statement_timeout = '5s'")
+        writer.execute("SELECT FROM assistant.leases")
         async with database.connection() as connection:
             await leases.renew(connection, lease)
         other.execute("DELETE FROM assistant.leases")
@@ -263,7 +326,6 @@ async def test_where_no_board_is_stored_those_who_wait_make_a_new_one(
     database: Database, dsn: str, boards: list[StatusBoard], stored: str | None
 ) -> None:
     with psycopg.connect(dsn) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s)", [HINT])
         other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
         if stored:
             other.execute("INSERT INTO kv (key, value) VALUES ('status_board', %s)", [stored])

@@ -156,12 +156,17 @@ class StatusBoard:
     async def _commit(self, batch: list[_Update]) -> set[str]:
         """Write a batch in one statement; returns the agents whose updates were refused."""
         query, parameters = _statement(batch)
+        refused = None
         async with self.database.connection() as connection:
-            reach("board.before")
-            cursor = await connection.execute(_SQL[query], parameters)
-            reach("board.after")
-            row = await cursor.fetchone()
-        return set(row[0]) if row and row[0] else set()
+            # An entry that waited for another's commit in vain is sent once more.
+            while refused is None:
+                reach("board.before")
+                cursor = await connection.execute(_SQL[query], parameters)
+                reach("board.after")
+                row = await cursor.fetchone()
+                assert row is not None
+                refused = row[0]
+        return set(refused)
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self.database, [update.agent for update in updates])

@@ -42,6 +42,9 @@ BEGIN
         IF taken -> 'entry' @> jsonb_build_object('status', NEW.status, 'detail', NEW.detail) THEN
             writer := taken ->> 'writer';
         END IF;
+        PERFORM set_config('faults.taken',
+            (current_setting('faults.taken')::jsonb - NEW.agent)::text, true)
+        WHERE taken IS NOT NULL;
     END IF;
     -- Workers answer under one name; the turn tells which of them.
     INSERT INTO faults.writes (agent, token, writer)
