@@ -79,7 +79,7 @@ class _Connection(AsyncConnection[TupleRow]):
         interval: float = 60.0,
         timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
     ) -> RV:
-        # A time-out of asyncio would do the same, and take longer than all else in an update here.
+        # A time-out of asyncio around each use would cost as much as all else here.
         remaining = self.deadline - monotonic()
         timeout = remaining if timeout is None else min(timeout, remaining)
         try:
@@ -177,7 +177,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
-        """Lend a connection in autocommit; `patience` in seconds bounds all waiting for it.
+        """Lend a connection in autocommit; `patience` in seconds bounds the waiting for answers.
 
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
