@@ -258,3 +258,17 @@ def eventually(condition: Callable[[], object], what: str = "the condition") -> 
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come true within {PATIENCE_SECONDS:.0f}s")
         time.sleep(0.02)
+
+
+async def until_locked(dsn: str, count: int) -> None:
+    """Wait until so many connections wait for a lock."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        await asyncio.to_thread(
+            eventually,
+            lambda: connection.execute(query).fetchone() == (count,),
+            "the wait for a lock",
+        )

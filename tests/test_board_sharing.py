@@ -17,7 +17,7 @@ from assistant_cli.store import leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.inbox import put_message
 
-from .conftest import eventually
+from .conftest import until_locked
 from .hosting import rows, worker_of
 
 WAIT = (
@@ -50,19 +50,8 @@ async def begin(updates: dict[str, StatusBoard]) -> list[asyncio.Task[None]]:
         asyncio.create_task(board.update(agent, {"status": "running"}))
         for agent, board in updates.items()
     ]
-    await until_waiting(next(iter(updates.values())).database.dsn, len(begun))
+    await until_locked(next(iter(updates.values())).database.dsn, len(begun))
     return begun
-
-
-async def until_waiting(dsn: str, count: int) -> None:
-    query = (
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() "
-        "AND wait_event_type = 'Lock'"
-    )
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        await asyncio.to_thread(
-            eventually, lambda: connection.execute(query).rowcount == count, "the wait"
-        )
 
 
 async def revision(database: Database) -> int:
@@ -215,7 +204,7 @@ async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
         async with database.connection() as connection:
             call = "CALL assistant.put_entry('build', '{\"status\": \"running\"}', NULL, NULL)"
             given_up = asyncio.create_task(connection.execute(call))
-            await until_waiting(dsn, 1)
+            await until_locked(dsn, 1)
             # Its backend is told within two seconds.
             given_up.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -224,9 +213,9 @@ async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
             asyncio.create_task(boards[0].update("build", {"status": status}))
             for status in ("failed", "idle")
         ]
-        await until_waiting(dsn, 2)
+        await until_locked(dsn, 2)
     await asyncio.gather(*newer)
-    await until_waiting(dsn, 0)
+    await until_locked(dsn, 0)
     assert (await events(database, "build"))[-1] == "idle"
 
 
@@ -236,7 +225,7 @@ async def test_what_waited_is_not_written_after_what_is_newer_and_was_taken_alon
     write = """SELECT assistant.write_board('[{"build": {"status": "running"}}]', '{}')"""
     with commit_under_way(dsn):
         older = asyncio.create_task(rows(database, write))
-        await until_waiting(dsn, 1)
+        await until_locked(dsn, 1)
         # As whoever is before it in the queue would.
         await rows(database, WAIT, "build", "idle", None, 0)
         await rows(database, "UPDATE assistant.board_waiting SET written = true")

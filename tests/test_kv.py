@@ -20,7 +20,7 @@ from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
 from assistant_cli.store.watch import Entry
 
-from .conftest import eventually
+from .conftest import eventually, until_locked
 from .hosting import rows, until
 
 UPSERT = "INSERT INTO kv (key, value) VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = %s"
@@ -59,18 +59,6 @@ async def upsert(connection: AsyncConnection, key: str, text: str) -> None:
 async def expire(connection: AsyncConnection, key: str) -> None:
     moved = "UPDATE kv SET expires_at = now() - interval '1 second' WHERE key = %s"
     assert (await connection.execute(moved, (key,))).rowcount == 1
-
-
-async def until_locked(dsn: str, count: int) -> None:
-    """Wait until so many connections wait for a lock."""
-    query = (
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    with psycopg.connect(dsn, autocommit=True) as sql:
-        await asyncio.to_thread(
-            eventually, lambda: sql.execute(query).fetchone() == (count,), "the wait for a lock"
-        )
 
 
 async def revision_of(kv: KeyValues, key: str) -> int:

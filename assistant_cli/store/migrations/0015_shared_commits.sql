@@ -1,4 +1,4 @@
--- Processes that update the board at the same time share commits, and one alone does less.
+-- Processes that update the board at the same time share commits.
 
 -- Entries whose writers wait for the commit of another; the next to write takes all of them along,
 -- and marks them. An entry that is gone was not written: who still wants it begins again.
@@ -281,22 +281,5 @@ BEGIN
         RAISE serialization_failure USING MESSAGE = 'a newer status was written meanwhile';
     END IF;
     RETURN entry;
-END
-$$;
-
--- As before, with fewer queries.
-CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    keys text[] := ARRAY(SELECT key FROM changed LIMIT 101);
-BEGIN
-    IF cardinality(keys) > 100 THEN
-        keys := '{""}';
-    END IF;
-    -- Equal notifications of a transaction are one.
-    FOR place IN 1 .. cardinality(keys) LOOP
-        PERFORM pg_notify('assistant_kv',
-            CASE WHEN octet_length(keys[place]) > 512 THEN '' ELSE keys[place] END);
-    END LOOP;
-    RETURN NULL;
 END
 $$;
