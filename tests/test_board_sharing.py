@@ -21,9 +21,10 @@ from .conftest import until_locked
 from .hosting import rows, worker_of
 
 WAIT = (
-    "INSERT INTO assistant.board_waiting (agent, entry, token, at) VALUES (%s, "
+    "INSERT INTO assistant.board_slots (pid, agent, entry, token, at) "
+    "SELECT coalesce(min(pid), 0) - 1, %s, "
     """jsonb_build_object('status', %s::text, 'detail', null), %s, """
-    "clock_timestamp() - %s * interval '1 s')"
+    "clock_timestamp() - %s * interval '1 s' FROM assistant.board_slots"
 )
 
 
@@ -45,12 +46,11 @@ def commit_under_way(dsn: str) -> Iterator[None]:
 
 
 async def begin(updates: dict[str, StatusBoard]) -> list[asyncio.Task[None]]:
-    """Updates, each of an agent, that wait."""
-    begun = [
-        asyncio.create_task(board.update(agent, {"status": "running"}))
-        for agent, board in updates.items()
-    ]
-    await until_locked(next(iter(updates.values())).database.dsn, len(begun))
+    """Updates, each of an agent, that wait: the first for the queue, the others in slots."""
+    begun: list[asyncio.Task[None]] = []
+    for agent, board in updates.items():
+        begun.append(asyncio.create_task(board.update(agent, {"status": "running"})))
+        await until_locked(board.database.dsn, len(begun))
     return begun
 
 
@@ -66,7 +66,7 @@ async def events(database: Database, agent: str) -> list[Any]:
 
 
 async def left(database: Database) -> list[Any]:
-    return await rows(database, "SELECT agent FROM assistant.board_waiting")
+    return await rows(database, "SELECT agent FROM assistant.board_slots WHERE NOT collected")
 
 
 async def test_those_who_wait_for_a_commit_share_the_next(
@@ -77,8 +77,10 @@ async def test_those_who_wait_for_a_commit_share_the_next(
         updates = await begin(agents)
     await asyncio.gather(*updates)
     assert (await database.kv.get("status_board")).keys() == {"other", *agents}
-    # One write of the other, and one of all of these.
-    assert await revision(database) == 2
+    # One write of the other, one of all who wait, and in the same commit that of the first.
+    assert await revision(database) == 3
+    commits = "SELECT count(DISTINCT xmin::text) FROM assistant.board_events"
+    assert await rows(database, commits) == [2]
     assert [await events(database, agent) for agent in agents] == [["running"]] * len(agents)
     assert await left(database) == []
 
@@ -97,7 +99,7 @@ async def test_an_update_alone_is_one_write(database: Database, boards: list[Sta
     for status in ("running", "idle"):
         await boards[0].update("build", {"status": status})
     assert await revision(database) == 2
-    sequence = "SELECT is_called FROM assistant.board_waiting_id_seq"
+    sequence = "SELECT is_called FROM assistant.board_slots_place_seq"
     assert await rows(database, sequence) == [False]
 
 
@@ -219,10 +221,16 @@ async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
     assert (await events(database, "build"))[-1] == "idle"
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        """SELECT assistant.write_board('[{"build": {"status": "running"}}]', '{}')""",
+        """CALL assistant.put_entry('build', '{"status": "running"}', NULL, NULL)""",
+    ],
+)
 async def test_what_waited_is_not_written_after_what_is_newer_and_was_taken_along(
-    database: Database, dsn: str
+    database: Database, dsn: str, write: str
 ) -> None:
-    write = """SELECT assistant.write_board('[{"build": {"status": "running"}}]', '{}')"""
     with commit_under_way(dsn):
         older = asyncio.create_task(rows(database, write))
         await until_locked(dsn, 1)
@@ -250,9 +258,11 @@ async def test_who_finds_its_entry_gone_begins_again(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
     with commit_under_way(dsn):
-        (update,) = await begin({"build": boards[0]})
-        await rows(database, "DELETE FROM assistant.board_waiting")
-    await update
+        first, update = await begin({"a": boards[0], "build": boards[1]})
+        assert await rows(database, "DELETE FROM assistant.board_waiting RETURNING agent") == [
+            "build"
+        ]
+    await asyncio.gather(first, update)
     assert await events(database, "build") == ["running"]
 
 
@@ -286,28 +296,74 @@ async def test_others_may_rely_on_a_commit_that_takes_them_along(
             writer.commit()
 
 
+async def test_those_who_wait_again_and_again_need_no_more_room(
+    database: Database, boards: list[StatusBoard]
+) -> None:
+    for number in range(200):
+        entry = {"status": "running", "detail": f"step {number}"}
+        await asyncio.gather(*(board.update(f"a{n}", entry) for n, board in enumerate(boards)))
+    waited = "SELECT last_value FROM assistant.board_slots_place_seq"
+    assert (await rows(database, waited))[0] > 200
+    assert (await rows(database, "SELECT count(*) FROM assistant.board_slots"))[0] <= len(boards)
+    size = (
+        "SELECT pg_table_size('assistant.board_slots') + pg_indexes_size('assistant.board_slots')"
+    )
+    assert (await rows(database, size))[0] <= 100_000
+
+
+async def test_who_waits_once_more_is_the_last_and_has_just_come(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    with commit_under_way(dsn):
+        updates = await begin({"a": boards[0], "b": boards[1]})
+    await asyncio.gather(*updates)
+    await rows(database, "UPDATE assistant.board_slots SET at = at - interval '1 hour'")
+    with commit_under_way(dsn):
+        updates = await begin({"a": boards[0], "build": boards[2]})
+        updates.append(asyncio.create_task(boards[1].update("build", {"status": "idle"})))
+        await until_locked(dsn, 3)
+    await asyncio.gather(*updates)
+    assert await events(database, "build") == ["running", "idle"]
+    commits = "SELECT count(DISTINCT xmin::text) FROM assistant.board_events WHERE agent = 'build'"
+    assert await rows(database, commits) == [1]
+
+
+async def test_what_those_who_no_longer_wait_had_used_is_removed(
+    database: Database, boards: list[StatusBoard]
+) -> None:
+    for age in (1, 3):
+        await rows(database, WAIT, f"a{age}", "running", None, age)
+    await rows(database, "UPDATE assistant.board_slots SET written = true, collected = true")
+    await rows(database, WAIT, "build", "running", None, 0)
+    await boards[0].update("b", {"status": "running"})
+    assert await rows(database, "SELECT agent FROM assistant.board_slots WHERE collected") == ["a1"]
+
+
 async def test_what_the_timeline_cannot_hold_fails_alone(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
     call = "CALL assistant.put_entry(repeat('name ', 100), '{}', NULL, NULL)"
-    with commit_under_way(dsn), pytest.raises(ConflictError):
-        await rows(database, call)
-    await boards[0].update("build", {"status": "running"})
+    with commit_under_way(dsn):
+        (update,) = await begin({"build": boards[0]})
+        with pytest.raises(ConflictError):
+            await rows(database, call)
+    await update
     assert await events(database, "build") == ["running"]
 
 
-async def test_a_writer_that_dies_while_it_waits_harms_nobody(
+async def test_writers_that_die_while_they_wait_harm_nobody(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
     with commit_under_way(dsn):
-        (lost,) = await begin({"lost": boards[0]})
+        lost = await begin({"lost": boards[0], "lost-too": boards[1]})
         query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         await rows(database, query + "WHERE wait_event = 'relation'")
-        with pytest.raises(DatabaseUnreachableError):
-            await lost
-        (other,) = await begin({"build": boards[1]})
-    await other
-    assert await events(database, "build") == ["running"]
+        for update in lost:
+            with pytest.raises(DatabaseUnreachableError):
+                await update
+        updates = await begin({"a": boards[2], "b": boards[3]})
+    await asyncio.gather(*updates)
+    assert [await events(database, agent) for agent in ("a", "b")] == [["running"], ["running"]]
 
 
 @pytest.mark.parametrize("stored", ["[1]", "null", None])

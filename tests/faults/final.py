@@ -22,7 +22,7 @@ CREATE SCHEMA faults;
 CREATE TABLE faults.holders (token bigint, agent text, holder text);
 CREATE TABLE faults.writes (
     id bigint GENERATED ALWAYS AS IDENTITY, agent text, token bigint, writer text);
-CREATE UNLOGGED TABLE faults.waiting (id bigint PRIMARY KEY, writer text);
+CREATE UNLOGGED TABLE faults.waiting (place bigint PRIMARY KEY, writer text);
 CREATE FUNCTION faults.note_holder() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO faults.holders
@@ -59,20 +59,20 @@ END
 $$;
 CREATE FUNCTION faults.note_waiting() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        INSERT INTO faults.waiting VALUES (NEW.id, current_setting('application_name'));
-    ELSE
+    IF TG_OP = 'INSERT' OR NEW.place <> OLD.place THEN
+        INSERT INTO faults.waiting VALUES (NEW.place, current_setting('application_name'));
+    ELSIF NEW.written AND NOT OLD.written THEN
         PERFORM set_config('faults.taken', (
             coalesce(nullif(current_setting('faults.taken', true), '')::jsonb, '{}')
             || jsonb_build_object(OLD.agent, jsonb_build_object('entry', OLD.entry, 'writer',
-                (SELECT writer FROM faults.waiting WHERE id = OLD.id))))::text, true);
+                (SELECT writer FROM faults.waiting WHERE place = OLD.place))))::text, true);
     END IF;
     RETURN NULL;
 END
 $$;
 CREATE TRIGGER note_holder AFTER INSERT OR UPDATE OF token ON assistant.leases
     FOR EACH ROW EXECUTE FUNCTION faults.note_holder();
-CREATE TRIGGER note_waiting AFTER INSERT OR UPDATE ON assistant.board_waiting
+CREATE TRIGGER note_waiting AFTER INSERT OR UPDATE ON assistant.board_slots
     FOR EACH ROW EXECUTE FUNCTION faults.note_waiting();
 CREATE TRIGGER note_write AFTER INSERT ON assistant.board_events
     FOR EACH ROW EXECUTE FUNCTION faults.note_write();

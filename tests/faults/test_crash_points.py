@@ -79,9 +79,9 @@ def test_a_run_that_dies_is_finished_by_the_next(
         (tmp_path / "failed").mkdir()
     if point.startswith("effects."):
         assistant("send", "/remember tea", "--conversation", "c")
-    # A heartbeat has thoughts while no message is being answered.
-    alone = ("--agent", "heartbeat") if point.startswith("thought.") else ()
-    dies(assistant, point, "run", *options, *alone)
+    # A heartbeat has thoughts while no message is being answered, and might meet the failure.
+    alone = {"thought": ("--agent", "heartbeat"), "failure": ("--agent", "conversation")}
+    dies(assistant, point, "run", *options, *alone.get(point.partition(".")[0], ()))
     with psycopg.connect(dsn, autocommit=True) as sql:
         sql.execute("UPDATE assistant.messages SET retry_at = NULL WHERE state = 'waiting'")
     done = assistant("run", *options)
