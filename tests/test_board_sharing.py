@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from assistant_cli import StatusBoard
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError, LeaseLostError
@@ -26,6 +27,8 @@ WAIT = (
     """jsonb_build_object('status', %s::text, 'detail', null), %s, """
     "clock_timestamp() - %s * interval '1 s' FROM assistant.board_slots"
 )
+
+WAITING = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CALL%%' AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -199,48 +202,74 @@ async def test_a_turn_that_begins_removes_what_waits_for_its_worker(database: Da
     assert await left(database) == []
 
 
+@pytest.mark.parametrize("waits_for", ["queue", "lease", "commit"])
 async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
+    database: Database, dsn: str, boards: list[StatusBoard], waits_for: str
+) -> None:
+    looking = boards[0].database
+    board = StatusBoard(database, await leases.acquire(database, ["build"]))
+    lease = board.lease
+    assert lease is not None
+    with psycopg.connect(dsn) as other, psycopg.connect(dsn) as reader:
+        if waits_for == "lease":
+            other.execute("SELECT FROM assistant.leases FOR UPDATE")
+        else:
+            other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
+        if waits_for == "commit":
+            reader.execute("SELECT pg_advisory_xact_lock(7238114906)")
+        call = "CALL assistant.put_entry('build', '{\"status\": \"running\"}', %s, NULL)"
+        with pytest.raises(DatabaseUnreachableError):
+            async with database.connection(patience=0.2) as connection:
+                await connection.execute(call, [lease.token])
+        (older,) = await rows(looking, WAITING)
+        newer = asyncio.create_task(board.update("build", {"status": "failed"}))
+        async with asyncio.timeout(10):
+            while (waiting := await rows(looking, WAITING)) in ([], [older]):
+                pass
+        assert older not in waiting
+        other.commit()
+        await newer
+    assert (await events(database, "build"))[-1] == "failed"
+
+
+async def test_a_statement_that_was_given_up_is_over_before_the_next(
+    database: Database, dsn: str
+) -> None:
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE kv")
+        async with database.connection() as connection:
+            write = asyncio.create_task(connection.execute("DELETE FROM kv"))
+            await until_locked(dsn, 1)
+            write.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await write
+        await rows(database, "SELECT 1")
+        await until_locked(dsn, 0)
+
+
+async def test_who_waits_sees_what_was_written_meanwhile_whatever_the_default(
+    database: Database, dsn: str
+) -> None:
+    options = "-c default_transaction_isolation=serializable"
+    careful = Database(make_conninfo(dsn, options=options))
+    with commit_under_way(dsn):
+        updates = await begin({"a": StatusBoard(careful), "b": StatusBoard(database)})
+    await asyncio.gather(*updates)
+    await careful.close()
+    assert (await database.kv.get("status_board")).keys() == {"other", "a", "b"}
+
+
+async def test_what_takes_the_place_of_an_entry_that_is_taken_along_is_judged_by_itself(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:
-    with commit_under_way(dsn):
-        async with database.connection() as connection:
-            call = "CALL assistant.put_entry('build', '{\"status\": \"running\"}', NULL, NULL)"
-            given_up = asyncio.create_task(connection.execute(call))
-            await until_locked(dsn, 1)
-            # Its backend is told within two seconds.
-            given_up.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await given_up
-        newer = [
-            asyncio.create_task(boards[0].update("build", {"status": status}))
-            for status in ("failed", "idle")
-        ]
-        await until_locked(dsn, 2)
-    await asyncio.gather(*newer)
-    await until_locked(dsn, 0)
-    assert (await events(database, "build"))[-1] == "idle"
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        """SELECT assistant.write_board('[{"build": {"status": "running"}}]', '{}')""",
-        """CALL assistant.put_entry('build', '{"status": "running"}', NULL, NULL)""",
-    ],
-)
-async def test_what_waited_is_not_written_after_what_is_newer_and_was_taken_along(
-    database: Database, dsn: str, write: str
-) -> None:
-    with commit_under_way(dsn):
-        older = asyncio.create_task(rows(database, write))
-        await until_locked(dsn, 1)
-        # As whoever is before it in the queue would.
-        await rows(database, WAIT, "build", "idle", None, 0)
-        await rows(database, "UPDATE assistant.board_waiting SET written = true")
-    assert await older == [None]
-    # Called again, it is the newer.
-    assert await rows(database, write) == [[]]
-    assert await events(database, "build") == ["running"]
+    await leases.acquire(database, ["build"])
+    await rows(database, WAIT, "a", "running", None, 0)
+    with psycopg.connect(dsn) as again:
+        # As a backend does whose call was broken off while it waited.
+        again.execute("UPDATE assistant.board_slots SET place = DEFAULT, agent = 'build'")
+        (update,) = await begin({"b": boards[0]})
+    await update
+    assert await events(database, "build") == []
 
 
 @pytest.mark.parametrize("token", [None, 1])
@@ -259,7 +288,7 @@ async def test_who_finds_its_entry_gone_begins_again(
 ) -> None:
     with commit_under_way(dsn):
         first, update = await begin({"a": boards[0], "build": boards[1]})
-        assert await rows(database, "DELETE FROM assistant.board_waiting RETURNING agent") == [
+        assert await rows(database, "DELETE FROM assistant.board_slots RETURNING agent") == [
             "build"
         ]
     await asyncio.gather(first, update)
@@ -279,7 +308,7 @@ async def test_a_lease_that_was_renewed_and_is_given_back_is_not_waited_for(
         async with database.connection() as connection:
             await leases.renew(connection, lease)
         other.execute("DELETE FROM assistant.leases")
-        held = writer.execute("SELECT assistant.lock_leases_of_waiting()").fetchone()
+        held = writer.execute("SELECT assistant.lock_leases_of_slots()").fetchone()
     assert held == ({},)
 
 

@@ -31,6 +31,7 @@ KEY = "status_board"
 AGENTS = ("conversation", "heartbeat")
 IDLE: Mapping[str, str | None] = {"status": "idle", "detail": None}
 MAX_DETAIL_BYTES = 2_000
+_AGAIN_SECONDS = 0.01
 _AGENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,99}", re.ASCII)
 
 
@@ -156,17 +157,17 @@ class StatusBoard:
     async def _commit(self, batch: list[_Update]) -> set[str]:
         """Write a batch in one statement; returns the agents whose updates were refused."""
         query, parameters = _statement(batch)
-        refused = None
         async with self.database.connection() as connection:
-            # An entry that waited for another's commit in vain is sent once more.
-            while refused is None:
+            while True:
                 reach("board.before")
                 cursor = await connection.execute(_SQL[query], parameters)
                 reach("board.after")
                 row = await cursor.fetchone()
                 assert row is not None
-                refused = row[0]
-        return set(refused)
+                if row[0] is not None:
+                    return set(row[0])
+                # It waited for another's commit in vain.
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self.database, [update.agent for update in updates])

@@ -38,14 +38,21 @@ PATIENCE_SECONDS = 15.0
 
 # The server ends, or is read-only since a failover: what else is open to it is no better.
 _GONE = ("08", "57P", "25006")
-# A process that is stopped in a transaction must not keep others from taking over. Who has given
-# up must not go on waiting for a lock, or the server fills while its commits wait for standbys;
-# only on Windows can it not look. A pooler between us and the server tells another backend than
-# the one that answers.
+# A process that is stopped in a transaction must not keep others from taking over. Who waits for a
+# lock must see what was committed meanwhile. Who has given up must not go on waiting for one, or
+# the server fills while its commits wait for standbys; only on Windows can it not look. A pooler
+# between us and the server tells another backend than the one that answers.
 _SESSION = """
 SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s', false),
+    set_config('default_transaction_isolation', 'read committed', false),
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
+"""
+# A process id may have been given to another since.
+_END_GIVEN_UP = """
+SELECT pg_terminate_backend(pid, 2000) FROM unnest(%(pids)s::int[], %(ages)s::float8[])
+    AS given_up (pid, age) JOIN pg_stat_activity AS activity USING (pid)
+WHERE usename = current_user AND backend_start < clock_timestamp() - age * interval '1 second'
 """
 _QUEUE_FULL = "AS001"
 """Raised by the schema itself: assistant.limit_waiting."""
@@ -63,11 +70,14 @@ class _Connection(AsyncConnection[TupleRow]):
     is prepared, and notifications do not arrive.
     `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
     `deadline`: the time, of time.monotonic, at which whoever waits for it gives up.
+    `given_up`: the server's process and the time, where somebody has given up; the server may not
+    have noticed yet.
     """
 
     pooled = False
     unconfirmed = False
     deadline = inf
+    given_up: tuple[int, float] | None = None
 
     def notice(self, diagnostic: Diagnostic) -> None:
         """Take note of a warning, whose text is in the server's language."""
@@ -87,13 +97,18 @@ class _Connection(AsyncConnection[TupleRow]):
                 gen, self.pgconn.socket, interval=interval, timeout=timeout
             )
         except (asyncio.CancelledError, KeyboardInterrupt):
-            self.pgconn.finish()
+            self._give_up()
             raise
         except psycopg.OperationalError as error:
             if error.sqlstate or monotonic() < self.deadline:
                 raise
-            self.pgconn.finish()
+            self._give_up()
             raise TimeoutError from None
+
+    def _give_up(self) -> None:
+        if not self.pooled:
+            self.given_up = self.pgconn.backend_pid, monotonic()
+        self.pgconn.finish()
 
 
 class Database:
@@ -124,6 +139,7 @@ class Database:
         self.losses = 0
         self._revive = revive
         self._idle: list[_Connection] = []
+        self._given_up: list[tuple[int, float]] = []
         self._closed = False
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
@@ -179,6 +195,8 @@ class Database:
     async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
         """Lend a connection in autocommit; `patience` in seconds bounds the waiting for answers.
 
+        What was given up on another is over before: it does not come after what is newer.
+
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
         """
@@ -186,6 +204,8 @@ class Database:
             connection = await self._take()
             try:
                 connection.deadline = monotonic() + patience
+                if self._given_up:
+                    await self._end_given_up(connection)
                 yield connection
                 _require_confirmed(connection)
             except psycopg.Error as error:
@@ -198,6 +218,8 @@ class Database:
                     f"the database did not answer within {patience:.0f}s"
                 ) from error
             finally:
+                if connection.given_up is not None:
+                    self._given_up.append(connection.given_up)
                 await self._give_back(connection)
 
     @asynccontextmanager
@@ -237,6 +259,16 @@ class Database:
         await connection.close()
         while self._idle:
             await self._idle.pop().close()
+
+    async def _end_given_up(self, connection: _Connection) -> None:
+        """End the statements that were given up, and wait until they have ended."""
+        given_up = list(self._given_up)
+        pids, times = zip(*given_up, strict=True)
+        ages = [monotonic() - time for time in times]
+        cursor = await connection.execute(_END_GIVEN_UP, {"pids": list(pids), "ages": ages})
+        if (False,) in await cursor.fetchall():
+            raise DatabaseUnreachableError("the database still executes what was given up")
+        self._given_up = [one for one in self._given_up if one not in given_up]
 
     async def _give_back(self, connection: _Connection) -> None:
         connection.deadline = inf
