@@ -83,7 +83,8 @@ async def _start(
     except FileNotFoundError:
         raise CommandNotFoundError(f"there is no command {command[0]!r}") from None
     except (OSError, ValueError) as error:
-        raise CommandNotExecutableError(f"cannot execute {command[0]!r}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise CommandNotExecutableError(f"cannot execute {command[0]!r}: {reason}") from None
 
 
 class _Signals:

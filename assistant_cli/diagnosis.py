@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ async def describe_database(settings: Settings) -> DatabaseFacts:
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     """Check everything a run needs, one finding after the other."""
-    yield Finding("home", str(settings.home))
+    yield _home(settings)
     yield _model("model", settings, settings.model)
     for agent, model in settings.models.items():
         yield _model(f"model of {agent}", settings, model)
@@ -93,6 +94,18 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
     if facts.problem is None:
         async for finding in _look_inside(settings):
             yield finding
+
+
+def _home(settings: Settings) -> Finding:
+    home = settings.home
+    # Path.exists would raise where a folder may not be searched.
+    found = next(folder for folder in (home, *home.parents) if os.path.exists(folder))  # noqa: PTH110
+    problem = None
+    if settings.embedded and not os.access(found, os.W_OK):
+        problem = NotPermittedError(
+            f"cannot write to {found}; set ASSISTANT_HOME or ASSISTANT_DATABASE_URL"
+        )
+    return Finding("home", str(home), problem)
 
 
 def _parsed(check: str, text: str, parse: Callable[[str], object]) -> Finding:

@@ -223,8 +223,9 @@ async def _hold(
         log.info("hosting %s; the model is %s", " and ".join(lease.agents), names)
         failed = await _run_agents(host, options)
         if failed and options.until_idle:
+            turns = "turn" if failed == 1 else "turns"
             raise AgentFailedError(
-                f"{failed} turns failed; `assistant status --history` shows them"
+                f"{failed} {turns} failed; `assistant status --history` shows more"
             )
     except BaseException:
         with suppress(AssistantError):

@@ -421,6 +421,15 @@ def test_after_kill_9_of_track_the_board_says_stale_at_once_and_the_agent_is_fre
     assert assistant("status", "backup", "--check").code == 6
 
 
+def test_an_agent_that_was_reported_is_taken_off_the_board(assistant: CommandLine) -> None:
+    assistant("report", "backup", "failed")
+    assistant("report", "build", "idle")
+    done = assistant("kv", "set", "status_board", "--merge", '{"backup": null}')
+    assert (done.code, done.err) == (0, "")
+    board = assistant("status").out
+    assert [line.split("\t")[0] for line in board.splitlines()] == ["build"]
+
+
 def test_a_track_outlives_its_connections(
     assistant: CommandLine, sql: psycopg.Connection[Any]
 ) -> None:

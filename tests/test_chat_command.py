@@ -119,6 +119,26 @@ def test_ctrl_c_cancels_the_turn_and_not_the_chat(
 
 
 @needs_tmux
+def test_where_nobody_is_left_to_answer_the_chat_says_so(
+    assistant: CommandLine, opened: Opened, tmp_path: Path
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    run = assistant.start_run("--model", hold.model)
+    screen = opened(assistant)
+    screen.prompts()
+    screen.type("hello", "Enter")
+    eventually(lambda: hold.asked == ["hello"], "the question")
+    run.kill()
+    screen.shows("no conversation agent is running; the message is kept until one does")
+    hold.open()
+    assistant("run", "--until-idle", "--model", hold.model)
+    screen.shows("re: hello")
+    screen.prompts()
+    screen.leave()
+
+
+@needs_tmux
 def test_what_is_refused_does_not_end_the_chat(
     assistant: CommandLine, opened: Opened, dsn: str, tmp_path: Path
 ) -> None:

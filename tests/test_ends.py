@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import CommandLine, eventually
+from .small_disk import needs_small_disk, small_disk
 from .test_help_and_completion import SCRIPT
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -68,6 +69,54 @@ def test_a_closed_stdin_is_told_in_one_line(
     )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (code, "", 1)
     assert "internal error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help", 74),
+        ("kv get k", 74),
+        ("kv watch k", 74),
+        ("status --watch", 74),
+        ("kv get missing", 3),
+        ("kv set k 2", 0),
+    ],
+)
+def test_what_a_closed_stdout_does_not_take_is_told(
+    assistant: CommandLine, command: str, code: int
+) -> None:
+    assistant("kv", "set", "k", "1")
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m assistant_cli {command} >&-"],
+        env=assistant.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    told = "assistant: cannot write the output: Bad file descriptor\n"
+    assert (done.returncode, done.stderr == told) == (code, code == 74)
+
+
+@needs_small_disk
+def test_a_home_that_cannot_be_written_is_told(assistant: CommandLine, tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    with small_disk(folder, 1):
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        nowhere = CommandLine(assistant.environment | {"ASSISTANT_HOME": str(folder / "home")})
+        nowhere.environment.pop("ASSISTANT_DATABASE_URL")
+        doctor = nowhere("doctor")
+        problem = f"cannot write to {folder}; set ASSISTANT_HOME or ASSISTANT_DATABASE_URL"
+        assert (doctor.code, problem in doctor.out) == (77, True)
+        done = subprocess.run(
+            ["bash", "-c", f"{SCRIPT} --install-completion; exit $?"],
+            env=assistant.environment | {"HOME": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, len(done.stderr.splitlines())) == (77, 1)
+        assert "Read-only file system" in done.stderr
 
 
 def test_ctrl_c_while_the_program_is_loaded_is_silent(

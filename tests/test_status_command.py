@@ -394,6 +394,15 @@ def test_the_table_fits_the_terminal_and_loses_nothing(assistant: CommandLine) -
         assert "…" not in text
 
 
+def test_in_a_narrow_table_a_value_goes_on_below(board: CommandLine) -> None:
+    lines = Terminal(board, "status", columns=40).finish_plain().splitlines()
+    assert max(map(len, lines)) <= 40
+    (start,) = {line.index("PROC") for line in lines if "PROC" in line}
+    process = "".join(line[start:].strip() for line in lines)
+    _, state, host, pid = board("status", "heartbeat").out.rstrip().rsplit("\t", 3)
+    assert f"{state}{host}{pid}" in process.replace(" ", "")
+
+
 def test_color_is_as_the_user_wishes(board: CommandLine) -> None:
     def colored(**environment: str) -> bool:
         command_line = CommandLine({**board.environment, "TERM": "xterm-256color", **environment})

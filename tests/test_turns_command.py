@@ -301,7 +301,7 @@ def test_a_cancelled_turn_ends_at_once_and_the_agent_goes_on(
     assert done.err == f"assistant: turn {turn} was asked to end\n"
     assert outcome_of(sql, turn) == ("interrupted", CANCELLED)
     assert waiting.wait(timeout=20) == 6
-    assert waiting.communicate()[1].endswith(f" in 1 attempts: {CANCELLED}\n")
+    assert waiting.communicate()[1].endswith(f" in 1 attempt: {CANCELLED}\n")
 
     hold.open()
     assert assistant("send", "--wait", "two").out == "re: two\n"

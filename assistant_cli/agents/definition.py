@@ -212,6 +212,8 @@ def load_agent(reference: str) -> AgentDefinition:
         raise ConfigurationError(
             f"cannot import {module_name}: {type(error).__name__}: {reason}"
         ) from error
+    if found is None:
+        raise ConfigurationError(f"there is no {attribute} in {module_name}")
     if not isinstance(found, AgentDefinition):
         raise ConfigurationError(
             f"{reference} is no agent; write @agent(every='10m') before an async function"

@@ -15,10 +15,12 @@ import typer
 from typer.main import get_command_name, get_group
 
 from .. import __version__
-from ..errors import AssistantError, ClosedPipeError, OutputError, UsageError
+from ..errors import AssistantError, ClosedPipeError, NotPermittedError, OutputError, UsageError
 from . import commands, output, session
 
 _INTERRUPTED = 130
+_NOT_WRITTEN = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF}
+_NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 EPILOG = """\
 --database-url and --color may also stand behind a command, before any `--`.
@@ -226,10 +228,13 @@ def _exit_code_of(error: Exception) -> int:
         else:
             _report(f"{message}{help_of}")
         return int(getattr(error, "exit_code", 2))
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
         output.silence(sys.stdout)
         _report(f"cannot write the output: {error.strerror}")
         return OutputError.exit_code
+    if isinstance(error, OSError) and error.errno in _NOT_PERMITTED:
+        _report(f"cannot use {error.filename}: {error.strerror}")
+        return NotPermittedError.exit_code
     if os.environ.get("ASSISTANT_DEBUG"):
         raise error
     _report(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where")
@@ -256,11 +261,13 @@ def _report(message: str) -> None:
 
 
 def _prepare_streams() -> None:
-    """Values are UTF-8 whatever the locale; a closed stream swallows what it gets."""
+    """Values are UTF-8 whatever the locale; a closed stream takes nothing, as a full one."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            # In place of what is closed, or the next file or socket would be.
+            unwritable = os.open(os.devnull, os.O_RDONLY)
+            setattr(sys, name, open(unwritable, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         else:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 

@@ -15,6 +15,7 @@ from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
 from .run import models_from, options_from
+from .send import telling_who_is_gone
 from .session import settings, with_database
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ class _Chat:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, waiting.cancel)
         try:
-            reply.finish(await waiting)
+            async with telling_who_is_gone(self._database):
+                reply.finish(await waiting)
         except AgentFailedError as error:
             output.tell(str(error))
         except asyncio.CancelledError:

@@ -97,7 +97,7 @@ def _send_and_wait(
 
         message.append(await put(database))
         # The message is kept: from here on, a database that goes away is waited for.
-        async with _telling_who_is_gone(database):
+        async with telling_who_is_gone(database):
             return await patiently(lambda: wait_for_reply(database, message[0], watch))
 
     try:
@@ -109,7 +109,7 @@ def _send_and_wait(
 
 
 @asynccontextmanager
-async def _telling_who_is_gone(database: Database) -> AsyncIterator[None]:
+async def telling_who_is_gone(database: Database) -> AsyncIterator[None]:
     """Say where no agent is there to answer, at once and whenever it goes meanwhile."""
     import asyncio
 

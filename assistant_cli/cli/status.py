@@ -105,7 +105,10 @@ def _check(rows: list[AgentRow]) -> None:
     """The exit code of `--check`: the gravest answer there is."""
     stale = [row.agent for row in rows if row.stale]
     if stale:
-        raise StaleError(f"stale: {', '.join(stale)}; the process that held it is gone")
+        raise StaleError(
+            f"stale: {', '.join(stale)}; its process is gone, "
+            "or has not reached the database for 15s"
+        )
     failed = [row.agent for row in rows if row.status == "failed"]
     if failed:
         raise AgentFailedError(f"failed: {', '.join(failed)}")

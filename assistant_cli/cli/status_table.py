@@ -50,7 +50,8 @@ def draw(snapshot: Snapshot, rows: list[AgentRow], now: datetime) -> Group:
     """The board as of `now`, which may be later than the snapshot."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("AGENT", "STATUS", "DETAIL", "SINCE", "PROCESS"):
-        table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
+        # Where there is no room, a value goes on below: what is cut off looks like another value.
+        table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, now))
     return Group(table, _footer(snapshot, now))
@@ -157,7 +158,7 @@ def print_history(events: list[Transition]) -> None:
     """Print transitions, oldest first, in local time."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("TIME", "AGENT", "STATUS", "DETAIL"):
-        table.add_column(heading, no_wrap=heading != "DETAIL", overflow="fold")
+        table.add_column(heading, overflow="fold")
     for event in events:
         time = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         status = event.status or "?"

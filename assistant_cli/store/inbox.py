@@ -117,8 +117,9 @@ async def wait_for_reply(
     async with aclosing(follow(database, CHANNEL, read)) as states:
         async for progress in states:
             if progress.state == "failed":
+                attempts = "attempt" if progress.attempts == 1 else "attempts"
                 raise AgentFailedError(
-                    f"the message could not be answered in {progress.attempts} attempts: "
+                    f"the message could not be answered in {progress.attempts} {attempts}: "
                     f"{progress.error}"
                 )
             return progress.reply or ""
