@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -94,13 +95,15 @@ def server(password_server: PasswordServer) -> PasswordServer:
 
 @pytest.fixture
 def as_user(
-    server: PasswordServer, environment: dict[str, str]
+    server: PasswordServer, environment: dict[str, str], tmp_path: Path
 ) -> Iterator[dict[str, CommandLine]]:
     users = {
         user: CommandLine(
             {
                 **environment,
                 "EDITOR": "sh -c 'echo more >> $0'",
+                # Where an edit that is refused is kept.
+                "TMPDIR": str(tmp_path),
                 "ASSISTANT_DATABASE_URL": server.url(user),
             }
         )
