@@ -1498,6 +1498,10 @@ BEGIN
         END IF;
         EXIT WHEN complete;
     END LOOP;
+    -- What its writer may write again one day must not come after what is newer.
+    DELETE FROM assistant.board_slots AS older USING assistant.board_slots AS newer
+    WHERE NOT older.written AND newer.written AND newer.agent = older.agent
+        AND newer.place > older.place;
 END
 $$;
 

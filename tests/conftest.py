@@ -41,6 +41,11 @@ PATIENCE_SECONDS = 20.0
 """How long a test waits for something that ought to happen at once."""
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """More than processors: tests mostly wait for the programs and servers that they start."""
+    return 3 * (os.cpu_count() or 1) // 2
+
+
 @pytest.fixture(scope="session")
 def server_home() -> Iterator[Path]:
     """A home with an embedded server that is up, for the tests of one worker."""

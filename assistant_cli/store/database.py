@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection, pq, waiting
+from psycopg import AsyncConnection, generators, pq, waiting
 from psycopg.abc import PQGen
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
@@ -27,12 +27,15 @@ from ..errors import (
 )
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGcancelConn
+
     from .kv import KeyValues
 
 Connection = AsyncConnection[TupleRow]
 RV = TypeVar("RV")
 
 CONNECT_SECONDS = 10
+_CANCEL_SECONDS = 1.0
 PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
@@ -48,36 +51,29 @@ SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s'
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
-# A process id may have been given to another since.
-_END_GIVEN_UP = """
-SELECT pg_terminate_backend(pid, 2000) FROM unnest(%(pids)s::int[], %(ages)s::float8[])
-    AS given_up (pid, age) JOIN pg_stat_activity AS activity USING (pid)
-WHERE usename = current_user AND backend_start < clock_timestamp() - age * interval '1 second'
-"""
 _QUEUE_FULL = "AS001"
 """Raised by the schema itself: assistant.limit_waiting."""
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
 class _Connection(AsyncConnection[TupleRow]):
-    """A connection that is dropped when whoever waits for it is cancelled.
+    """A connection that is dropped when whoever waits for it gives up, or is cancelled.
 
-    psycopg would ask the server to cancel and wait for that, which with a server that hangs
-    takes longer than any deadline of ours. Nor need it look around every tenth of a second, as
-    it does for other ways to be interrupted.
+    The server is asked to break off what it does, but not waited for: one that hangs would take
+    longer than any deadline of ours. Nor need psycopg look around every tenth of a second, as it
+    does for other ways to be interrupted.
 
     `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
     is prepared, and notifications do not arrive.
     `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
     `deadline`: the time, of time.monotonic, at which whoever waits for it gives up.
-    `given_up`: the server's process and the time, where somebody has given up; the server may not
-    have noticed yet.
+    `cancellations`: where what still asks the server to break off is kept.
     """
 
     pooled = False
     unconfirmed = False
     deadline = inf
-    given_up: tuple[int, float] | None = None
+    cancellations: set[asyncio.Task[None]]
 
     def notice(self, diagnostic: Diagnostic) -> None:
         """Take note of a warning, whose text is in the server's language."""
@@ -106,9 +102,23 @@ class _Connection(AsyncConnection[TupleRow]):
             raise TimeoutError from None
 
     def _give_up(self) -> None:
-        if not self.pooled:
-            self.given_up = self.pgconn.backend_pid, monotonic()
+        """Drop the connection, and break off what the server does for it."""
+        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+            # Where libpq is older than 17, the server notices within two seconds.
+            with suppress(psycopg.Error):
+                request = self.pgconn.cancel_conn()
+                request.start()
+                task = asyncio.create_task(_send_cancellation(request))
+                self.cancellations.add(task)
+                task.add_done_callback(self.cancellations.discard)
         self.pgconn.finish()
+
+
+async def _send_cancellation(request: PGcancelConn) -> None:
+    with suppress(psycopg.Error):
+        await waiting.wait_conn_async(
+            generators.cancel(request), interval=_CANCEL_SECONDS, timeout=_CANCEL_SECONDS
+        )
 
 
 class Database:
@@ -139,7 +149,7 @@ class Database:
         self.losses = 0
         self._revive = revive
         self._idle: list[_Connection] = []
-        self._given_up: list[tuple[int, float]] = []
+        self._cancellations: set[asyncio.Task[None]] = set()
         self._closed = False
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
@@ -179,6 +189,7 @@ class Database:
             connection = await _Connection.connect(
                 "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
             )
+            connection.cancellations = self._cancellations
             connection.add_notice_handler(connection.notice)
             row = await (await connection.execute(_SESSION)).fetchone()
             if row is not None and row[0] != connection.info.backend_pid:
@@ -195,17 +206,17 @@ class Database:
     async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
         """Lend a connection in autocommit; `patience` in seconds bounds the waiting for answers.
 
-        What was given up on another is over before: it does not come after what is newer.
+        What was given up on another has been broken off before, if the server could be reached
+        within a second: it must not come after what is newer.
 
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
         """
         async with self._slots:
+            await self._finish_cancellations()
             connection = await self._take()
             try:
                 connection.deadline = monotonic() + patience
-                if self._given_up:
-                    await self._end_given_up(connection)
                 yield connection
                 _require_confirmed(connection)
             except psycopg.Error as error:
@@ -218,8 +229,6 @@ class Database:
                     f"the database did not answer within {patience:.0f}s"
                 ) from error
             finally:
-                if connection.given_up is not None:
-                    self._given_up.append(connection.given_up)
                 await self._give_back(connection)
 
     @asynccontextmanager
@@ -245,6 +254,11 @@ class Database:
         self._closed = True
         while self._idle:
             await self._idle.pop().close()
+        await self._finish_cancellations()
+
+    async def _finish_cancellations(self) -> None:
+        if self._cancellations:
+            await asyncio.wait(self._cancellations)
 
     async def _take(self) -> _Connection:
         while self._idle:
@@ -259,16 +273,6 @@ class Database:
         await connection.close()
         while self._idle:
             await self._idle.pop().close()
-
-    async def _end_given_up(self, connection: _Connection) -> None:
-        """End the statements that were given up, and wait until they have ended."""
-        given_up = list(self._given_up)
-        pids, times = zip(*given_up, strict=True)
-        ages = [monotonic() - time for time in times]
-        cursor = await connection.execute(_END_GIVEN_UP, {"pids": list(pids), "ages": ages})
-        if (False,) in await cursor.fetchall():
-            raise DatabaseUnreachableError("the database still executes what was given up")
-        self._given_up = [one for one in self._given_up if one not in given_up]
 
     async def _give_back(self, connection: _Connection) -> None:
         connection.deadline = inf
