@@ -43,7 +43,7 @@ PATIENCE_SECONDS = 20.0
 
 def pytest_xdist_auto_num_workers() -> int:
     """More than processors: tests mostly wait for the programs and servers that they start."""
-    return 3 * (os.cpu_count() or 1) // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
