@@ -367,6 +367,33 @@ async def test_the_view_has_a_row_an_agent(
     ]
 
 
+async def test_an_agent_that_is_silent_or_new_costs_the_same_however_much_others_have_said(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    board = await create_status_board(database)
+    await board.update("silent", IDLE)
+    sql.execute(
+        "INSERT INTO assistant.board_events (agent, status, detail, since) "
+        "SELECT 'conversation', 'running', n::text, now() FROM generate_series(1, 50000) n"
+    )
+    sql.execute("ANALYZE assistant.board_events")
+
+    def events_read_by(query: str) -> int:
+        with sql.transaction():
+            sql.execute(query)
+            row = sql.execute(
+                "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) "
+                "FROM pg_stat_xact_user_tables WHERE relname = 'board_events'"
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    board_update = 'UPDATE kv SET value = value || \'{{"{}": {{"status": "failed"}}}}\''
+    assert events_read_by(board_update.format("silent")) < 20
+    assert events_read_by(board_update.format("new")) < 20
+    assert events_read_by("SELECT * FROM assistant.agent_status") < 20
+
+
 async def test_a_new_board_refuses_while_a_running_process_holds_an_agent(
     database: Database, dsn: str, sql: psycopg.Connection[Any]
 ) -> None:

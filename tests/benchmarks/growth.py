@@ -59,6 +59,17 @@ def _messages(count: int) -> list[str]:
     ]
 
 
+def _events(count: int) -> list[str]:
+    """A timeline on which one agent has said nothing since the first event."""
+    said = '\'{"status": "running", "detail": "step 1"}\'::jsonb'
+    return [
+        "INSERT INTO kv (key, value) VALUES ('status_board', "
+        f"jsonb_build_object('silent', {said}, 'agent-1', {said}))",
+        "INSERT INTO assistant.board_events (agent, status, detail, since) "
+        f"SELECT 'agent-1', 'running', 'step ' || n, now() FROM generate_series(1, {count}) n",
+    ]
+
+
 @asynccontextmanager
 async def filled(
     server: Server,
@@ -196,6 +207,7 @@ ROWS = {
     "growth-context": _row("a turn's context of messages", "messages", _messages, context),
     "growth-history": _row("`history` of messages", "messages", _messages, last_messages),
     "growth-status": _row("`status` with messages", "messages", _messages, snapshot),
+    "growth-timeline": _row("`status` with a silent agent", "events", _events, snapshot),
     "growth-inbox": _row("a look into the inbox", "messages", _messages, next_message),
     "growth-watchers": Row("written to delivered to all watchers", "ms", watchers),
 }
