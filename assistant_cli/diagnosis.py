@@ -18,7 +18,8 @@ from .errors import (
 from .models import get_model
 from .settings import Settings, parse_daily_tokens
 from .store import health
-from .store.database import Database, parse_dsn, redact_dsn
+from .store.connection_string import parse_dsn, redact_dsn
+from .store.database import Database
 from .store.migrations import LATEST_VERSION, check_version
 from .store.opening import configured_dsn
 

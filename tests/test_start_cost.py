@@ -38,8 +38,10 @@ ON_A_DATABASE = COMMAND_LINE | {
         "durations",
         "settings",
         "store",
+        "store.connection_string",
         "store.database",
         "store.follow",
+        "store.refusals",
     ),
     *("store.migrations", "store.opening", "store.queries"),
 }

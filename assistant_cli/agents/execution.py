@@ -11,7 +11,7 @@ from ..errors import AssistantError, LeaseLostError, TurnClosedError
 from ..messages import Outcome, Turn
 from ..patience import patiently
 from ..redaction import without_secrets
-from ..store.database import parse_dsn
+from ..store.connection_string import parse_dsn
 from ..store.turns import CANCELLED
 from .host import Agent, Finish, Host
 

@@ -64,7 +64,7 @@ def url() -> None:
     \b
     psql "$(assistant db url)"
     """
-    from ..store.database import redact_dsn
+    from ..store.connection_string import redact_dsn
     from ..store.opening import configured_dsn
 
     output.print_data(redact_dsn(configured_dsn(settings())))
@@ -90,7 +90,7 @@ def shell() -> None:
     async def nothing(_: Database) -> None:
         return None
 
-    from ..store.database import parse_dsn, redact_dsn
+    from ..store.connection_string import parse_dsn, redact_dsn
     from ..store.opening import configured_dsn
 
     if settings().embedded:

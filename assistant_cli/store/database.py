@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, generators, pq, waiting
@@ -16,15 +16,9 @@ from psycopg.abc import PQGen
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 
-from ..errors import (
-    AssistantError,
-    BadDataError,
-    ConfigurationError,
-    ConflictError,
-    DatabaseUnreachableError,
-    NotPermittedError,
-    QueueFullError,
-)
+from ..errors import ConfigurationError, DatabaseUnreachableError
+from .connection_string import parse_dsn
+from .refusals import raise_refused_connection, translate
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGcancelConn
@@ -51,9 +45,6 @@ SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s'
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
-_QUEUE_FULL = "AS001"
-"""Raised by the schema itself: assistant.limit_waiting."""
-_NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
 class _Connection(AsyncConnection[TupleRow]):
@@ -252,8 +243,7 @@ class Database:
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
-        while self._idle:
-            await self._idle.pop().close()
+        await self._close_idle()
         await self._finish_cancellations()
 
     async def _finish_cancellations(self) -> None:
@@ -271,6 +261,9 @@ class Database:
     async def _drop(self, connection: _Connection) -> None:
         """Close a connection that has failed, and the idle ones, which are likely no better."""
         await connection.close()
+        await self._close_idle()
+
+    async def _close_idle(self) -> None:
         while self._idle:
             await self._idle.pop().close()
 
@@ -306,101 +299,3 @@ def _hung_up(connection: _Connection) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def parse_dsn(dsn: str) -> dict[str, Any]:
-    """Split a connection string into its parameters.
-
-    Raises:
-        ConfigurationError: it is malformed; the text, which may hold a password, is not repeated.
-    """
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        parameters = dict(conninfo_to_dict(dsn))
-        _check_parameters(parameters)
-    except (psycopg.Error, ValueError):
-        pass
-    else:
-        return parameters
-    # Outside the handler, so that no chained exception carries the text either.
-    raise ConfigurationError(
-        "the database URL is malformed; write it like postgresql://user@host:5432/database, "
-        "with %40 for an @ in the password"
-    )
-
-
-def _check_parameters(parameters: dict[str, Any]) -> None:
-    """Raise ValueError for what psycopg would take for a server that does not answer."""
-    if "@" in str(parameters.get("host", "")).lstrip("@"):
-        raise ValueError("the end of a password is taken for the host")
-    if "user" not in parameters and "@" in str(parameters.get("dbname", "")):
-        raise ValueError("a password with a slash is taken for a port and a database")
-    for name in ("port", "connect_timeout"):
-        for number in filter(None, str(parameters.get(name, "")).split(",")):
-            int(number)
-
-
-def redact_dsn(dsn: str) -> str:
-    """The connection string as it may be shown: without its password."""
-    from psycopg.conninfo import make_conninfo
-
-    secrets = ("password", "sslpassword")
-    return make_conninfo(**{k: v for k, v in parse_dsn(dsn).items() if k not in secrets})
-
-
-def raise_refused_connection(error: psycopg.Error) -> NoReturn:
-    text = str(error)
-    reason = _first_line(text.rpartition("FATAL:")[2] or text)
-    if "password" in text or "authentication failed" in text or "pg_hba.conf" in text:
-        raise NotPermittedError(f"the database refuses this user or password: {reason}") from None
-    if 'database "' in text and "does not exist" in text:
-        raise ConfigurationError(f"no such database: {reason}") from None
-    if 'role "' in text and "does not exist" in text:
-        raise NotPermittedError(f"no such database user: {reason}") from None
-    if "permission denied" in text or "not permitted to log in" in text:
-        raise NotPermittedError(f"the database refuses this user: {reason}") from None
-    if "too many connections for" in text:
-        raise DatabaseUnreachableError(
-            f"{reason}: that is its CONNECTION LIMIT; end a watch or another command, or let the "
-            "owner raise it"
-        ) from None
-    if "invalid" in text and ("option" in text or "value" in text):
-        raise ConfigurationError(f"the database URL is wrong: {reason}") from None
-    raise DatabaseUnreachableError(
-        f"cannot reach the database: {reason}; `assistant doctor` tells more"
-    ) from None
-
-
-def translate(error: psycopg.Error) -> AssistantError:
-    """The program's own error for what the database said, without any value in it."""
-    state = error.sqlstate or ""
-    reason = _first_line(error.diag.message_primary or str(error))
-    kind: type[AssistantError] = DatabaseUnreachableError
-    if state in _NOT_MIGRATED:
-        return ConfigurationError(
-            "this database is not set up for this program; run `assistant db migrate`"
-        )
-    if state == _QUEUE_FULL:
-        return QueueFullError(f"{reason}; nothing was kept, try again later")
-    if state == "42501":
-        return NotPermittedError(
-            f"the database does not permit this: {reason}; reading takes the role "
-            "assistant_reader, writing assistant_runtime, migrating the owner's (infra/roles.sql)"
-        )
-    if state == "25006":
-        return DatabaseUnreachableError(
-            "this server is read-only, as a standby is; use the primary's address"
-        )
-    if state == "55000":
-        kind = ConfigurationError
-    elif state[:2] in {"22", "42", "54", "P0"} or isinstance(error, psycopg.DataError):
-        kind = BadDataError
-    elif state[:2] == "23":
-        kind = ConflictError
-    text = f"{reason} (SQLSTATE {state})" if state else reason
-    return kind(f"the database says: {text}")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

@@ -15,9 +15,10 @@ from psycopg.rows import class_row
 from ..errors import AssistantError
 from ..messages import Outcome, Turn
 from ..timing import Timing, elapse
-from .database import Connection, Database, translate
+from .database import Connection, Database
 from .inbox import announce
 from .queries import load_queries
+from .refusals import translate
 from .schedules import Schedule, lock_schedule
 
 _SQL = load_queries(__file__)

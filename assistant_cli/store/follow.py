@@ -18,7 +18,8 @@ import psycopg
 from psycopg import sql
 
 from ..errors import DatabaseUnreachableError
-from .database import Connection, Database, is_pooled, translate
+from .database import Connection, Database, is_pooled
+from .refusals import translate
 
 log = logging.getLogger(__name__)
 

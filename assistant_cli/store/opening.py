@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 from ..errors import ConfigurationError, DatabaseUnreachableError
 from ..settings import Settings, load_settings
-from .database import Database, parse_dsn
+from .connection_string import parse_dsn
+from .database import Database
 from .migrations import LATEST_VERSION, check_version, migrate, schema_version
 
 

@@ -14,7 +14,8 @@ import psycopg
 
 from ...crash_points import reach
 from ...errors import ConfigurationError
-from ..database import Connection, Database, translate
+from ..database import Connection, Database
+from ..refusals import translate
 
 _LOCK = 7_238_114_905
 """The advisory lock under which migrations run; any number that nobody else uses."""

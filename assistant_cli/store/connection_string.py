@@ -1,0 +1,47 @@
+"""Connection strings: taken apart, checked, and shown without their passwords."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from ..errors import ConfigurationError
+
+
+def parse_dsn(dsn: str) -> dict[str, Any]:
+    """Split a connection string into its parameters.
+
+    Raises:
+        ConfigurationError: it is malformed; the text, which may hold a password, is not repeated.
+    """
+    try:
+        parameters = dict(conninfo_to_dict(dsn))
+        _check_parameters(parameters)
+    except (psycopg.Error, ValueError):
+        pass
+    else:
+        return parameters
+    # Outside the handler, so that no chained exception carries the text either.
+    raise ConfigurationError(
+        "the database URL is malformed; write it like postgresql://user@host:5432/database, "
+        "with %40 for an @ in the password"
+    )
+
+
+def _check_parameters(parameters: dict[str, Any]) -> None:
+    """Raise ValueError for what psycopg would take for a server that does not answer."""
+    if "@" in str(parameters.get("host", "")).lstrip("@"):
+        raise ValueError("the end of a password is taken for the host")
+    if "user" not in parameters and "@" in str(parameters.get("dbname", "")):
+        raise ValueError("a password with a slash is taken for a port and a database")
+    for name in ("port", "connect_timeout"):
+        for number in filter(None, str(parameters.get(name, "")).split(",")):
+            int(number)
+
+
+def redact_dsn(dsn: str) -> str:
+    """The connection string as it may be shown: without its password."""
+    secrets = ("password", "sslpassword")
+    return make_conninfo(**{k: v for k, v in parse_dsn(dsn).items() if k not in secrets})
