@@ -83,7 +83,6 @@ def kill(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["backup", "Idle"], "'Idle' is no status; it is idle, running, failed"),
         (["two words", "idle"], "is no name for an agent"),
         (["", "idle"], "is no name for an agent"),
         (["a" * 101, "idle"], "is no name for an agent"),
@@ -97,6 +96,15 @@ def test_a_report_of_what_is_no_entry_is_refused_and_writes_nothing(
     done = assistant("report", *arguments)
     assert (done.code, done.out, len(done.err.splitlines())) == (65, "", 1)
     assert complaint in done.err
+    assert sql.execute("SELECT count(*) FROM kv").fetchone() == (0,)
+
+
+def test_a_report_of_a_status_that_is_none_is_a_usage_error(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    done = assistant("report", "backup", "Idle")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "assistant: STATUS is idle, running or failed\n"
     assert sql.execute("SELECT count(*) FROM kv").fetchone() == (0,)
 
 

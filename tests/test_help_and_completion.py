@@ -176,6 +176,7 @@ def test_the_version_is_printed(bare: CommandLine) -> None:
         ("assistant status b", ["backup", "beacon"]),
         ("assistant wait beacon ba", ["backup"]),
         ("assistant track ", ["backup", "beacon"]),
+        ("assistant report backup ", ["idle", "running", "failed"]),
     ],
 )
 def test_bash_completes_commands_keys_and_agents(

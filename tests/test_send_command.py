@@ -235,12 +235,13 @@ def test_a_deadline_that_passes_tells_why_the_last_attempt_failed(
     assert told in done.err
 
 
+@pytest.mark.parametrize("options", [[], ["--wait"]])
 def test_a_deadline_that_passes_while_the_message_is_sent_says_that_nothing_is_known(
-    assistant: CommandLine, dsn: str, sql: psycopg.Connection[Any]
+    assistant: CommandLine, dsn: str, options: list[str]
 ) -> None:
     with psycopg.connect(dsn) as blocker:
         blocker.execute("LOCK TABLE assistant.messages IN ACCESS EXCLUSIVE MODE")
-        done = assistant("send", "--wait", "--timeout", "2s", "hello")
+        done = assistant("send", *options, "--timeout", "2s", "hello")
     assert (done.code, done.out) == (124, "")
     assert done.err.count("\n") == 1
     assert "the message may be kept or not; --id makes it safe to send it again" in done.err

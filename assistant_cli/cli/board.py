@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from ..errors import AgentFailedError, DeadlinePassedError, StaleError, UsageError
+from ..messages import AgentStatus
 from .commands import Command
 from .session import Agent, complete_agents, duration, with_database
 
@@ -24,9 +25,15 @@ def register(app: typer.Typer) -> None:
     app.command(cls=Command)(wait)
 
 
+def _complete_statuses(incomplete: str) -> list[str]:
+    return [status for status in get_args(AgentStatus) if status.startswith(incomplete)]
+
+
 def report(
     agent: Agent,
-    status: Annotated[str, typer.Argument(help="idle, running or failed.")],
+    status: Annotated[
+        str, typer.Argument(autocompletion=_complete_statuses, help="idle, running or failed.")
+    ],
     detail: Annotated[str | None, typer.Argument(help="What it is doing.")] = None,
 ) -> None:
     """Put the status of an agent of your own on the board.
@@ -36,12 +43,13 @@ def report(
     \b
     assistant report backup running 'copying /home'
     """
+    if status not in get_args(AgentStatus):
+        raise UsageError("STATUS is idle, running or failed")
 
     async def write(database: Database) -> None:
-        from ..store.board import StatusBoard, check_agent, check_status
+        from ..store.board import StatusBoard, check_agent
         from ..store.leases import forget_dead_holder
 
-        check_status(status)
         await forget_dead_holder(database, check_agent(agent))
         await StatusBoard(database).update(agent, {"status": status, "detail": detail})
 

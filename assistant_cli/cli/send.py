@@ -35,7 +35,7 @@ def send(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Print the reply.")] = False,
     timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="With --wait: exit 124 after this time.")
+        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
     ] = "10m",
     external_id: Annotated[
         str | None,
@@ -64,10 +64,10 @@ def send(
         )
 
     if not wait:
-        output.print_data(str(with_database(put)))
+        output.print_data(_send(put, limit, timeout))
         return
     reply = output.GrowingText()
-    reply.finish(_send_and_wait(put, limit, timeout, reply.show))
+    reply.finish(_send(put, limit, timeout, reply.show))
 
 
 def read_message(text: str | None) -> str:
@@ -83,12 +83,13 @@ def read_message(text: str | None) -> str:
     return read_stdin().removesuffix("\n")
 
 
-def _send_and_wait(
+def _send(
     put: Callable[[Database], Awaitable[UUID]],
     limit: timedelta,
     timeout: str,
-    watch: Callable[[str], None],
+    watch: Callable[[str], None] | None = None,
 ) -> str:
+    """Send a message; returns its id, or its reply where somebody watches it come."""
     message: list[UUID] = []
 
     async def work(database: Database) -> str:
@@ -96,6 +97,8 @@ def _send_and_wait(
         from ..store.inbox import wait_for_reply
 
         message.append(await put(database))
+        if watch is None:
+            return str(message[0])
         # The message is kept: from here on, a database that goes away is waited for.
         async with telling_who_is_gone(database):
             return await patiently(lambda: wait_for_reply(database, message[0], watch))
@@ -103,8 +106,12 @@ def _send_and_wait(
     try:
         return with_database(work, timeout=limit)
     except DeadlinePassedError:
-        unknown = "the message may be kept or not; --id makes it safe to send it again"
-        kept = f"message {message[0]} is kept{_reason(message[0])}" if message else unknown
+        if not message:
+            raise DeadlinePassedError(
+                f"not sent within {timeout}: the message may be kept or not; --id makes it safe "
+                "to send it again"
+            ) from None
+        kept = f"message {message[0]} is kept{_reason(message[0])}"
         raise DeadlinePassedError(f"no reply within {timeout}; {kept}") from None
 
 
