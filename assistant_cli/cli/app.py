@@ -233,7 +233,7 @@ def _exit_code_of(error: Exception) -> int:
         _report(f"cannot write the output: {error.strerror}")
         return OutputError.exit_code
     if isinstance(error, OSError) and error.errno in _NOT_PERMITTED:
-        _report(f"cannot use {error.filename}: {error.strerror}")
+        _report(f"cannot use {error.filename or 'what it needs'}: {error.strerror}")
         return NotPermittedError.exit_code
     if os.environ.get("ASSISTANT_DEBUG"):
         raise error

@@ -37,7 +37,7 @@ def now(
         bool, typer.Option("--wait", help="Wait for its end, and print what it said.")
     ] = False,
     timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="With --wait: exit 124 after this time.")
+        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
     ] = "10m",
 ) -> None:
     """Ask for a heartbeat now, also in a pause, out of hours, or when nothing has happened.
@@ -48,7 +48,7 @@ def now(
     \b
     assistant heartbeat now --wait | mail -E -s 'from your assistant' "$USER"
     """
-    limit = duration(timeout, "--timeout") if wait else None
+    limit = duration(timeout, "--timeout")
 
     async def ask(database: Database) -> TurnReport | None:
         from ..store import ticks
