@@ -16,13 +16,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Composed, Identifier
 
 from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store.database import Database
@@ -71,7 +71,7 @@ def admin_dsn(server_home: Path) -> str:
 def template(admin_dsn: str) -> str:
     """A migrated database to copy."""
     name = "template_assistant"
-    _execute(admin_dsn, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    _execute(admin_dsn, SQL("CREATE DATABASE {}").format(Identifier(name)))
 
     async def set_up() -> None:
         database = Database(make_conninfo(admin_dsn, dbname=name))
@@ -102,15 +102,22 @@ async def database(dsn: str) -> AsyncIterator[Database]:
     await database.close()
 
 
+@pytest.fixture
+def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """The test's database as any other program sees and changes it."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
 def _database(admin_dsn: str, template: str) -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
-    _execute(admin_dsn, sql.SQL(create).format(sql.Identifier(name), sql.Identifier(template)))
+    _execute(admin_dsn, SQL(create).format(Identifier(name), Identifier(template)))
     yield make_conninfo(admin_dsn, dbname=name)
-    _execute(admin_dsn, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    _execute(admin_dsn, SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
 
-def _execute(dsn: str, statement: sql.Composed) -> None:
+def _execute(dsn: str, statement: Composed) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(statement)
 

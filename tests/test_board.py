@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -38,13 +37,6 @@ async def main(dsn, agent, name, count):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    """What any other program sees and does."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 def stored(sql: psycopg.Connection[Any]) -> Any:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ print("ready", flush=True)
 for line in sys.stdin:
     print(line, end="", flush=True)
 """
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 def entry(sql: psycopg.Connection[Any], agent: str = "backup") -> list[str | None]:
@@ -104,7 +97,7 @@ def test_a_report_of_a_status_that_is_none_is_a_usage_error(
 ) -> None:
     done = assistant("report", "backup", "Idle")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "assistant: STATUS is idle, running or failed\n"
+    assert done.err == "assistant: 'Idle' is no status; it is idle, running or failed\n"
     assert sql.execute("SELECT count(*) FROM kv").fetchone() == (0,)
 
 

@@ -56,12 +56,6 @@ class FalseClock:
 
 
 @pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def clock(tmp_path: Path) -> FalseClock:
     return FalseClock(tmp_path)
 

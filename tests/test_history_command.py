@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,6 @@ PUT = (
 HINT = "SELECT pg_notify('assistant_messages', '')"
 HOSTILE = "\x1b[31mred\x9b0m \u202etxet over\rwritten [bold]x[/bold] \u00fc"
 SHOWN = r"\x1b[31mred\x9b0m \u202etxet over\rwritten [bold]x[/bold] " + "\u00fc"
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 from unicodedata import category
 
@@ -125,12 +124,6 @@ def unseen(text: str) -> list[str]:
         if invisible or marks > 8 or character in "\u115f\u1160\u3164\uffa0":
             found.append(f"{character!a} after {marks} marks")
     return found[:20]
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,6 @@ UTC_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 DOCUMENT = """{
     "heartbeat": {"status": "idle", "n": 1.10}, "text": "x\\ny", "empty": "", "null": null,
     "list": ["a", 1.10, null], "a-b": 2, "a.b": {"c": 3}}"""
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 def put(sql: psycopg.Connection[Any], **values: str) -> None:

@@ -43,12 +43,6 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
 def holder(dsn: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the agent `a`."""
     with subprocess.Popen(

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,12 +22,6 @@ from .hosting import Hold, hosting, until_equal
 
 NOBODY_RUNS = "assistant: no conversation agent is running; the message is kept until one does"
 CLOSED_PORT = "postgresql://u:s3cret@127.0.0.1:1/x"
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 def kept(sql: psycopg.Connection[Any]) -> list[tuple[Any, ...]]:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,6 @@ SHOWN = r"\x1b[31mred\x9b0m \u202etxet over\rwritten [bold]x[/bold] " + "\u00fc"
 SHOWN_IN_JSON = r"\u001b[31mred\u009b0m \u202etxet over\rwritten [bold]x[/bold] " + "\u00fc"
 IDLE = {"status": "idle", "detail": None}
 CANCELLED = "cancelled on request"
-
-
-@pytest.fixture
-def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        yield connection
 
 
 @pytest.fixture

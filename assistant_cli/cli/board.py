@@ -44,7 +44,7 @@ def report(
     assistant report backup running 'copying /home'
     """
     if status not in get_args(AgentStatus):
-        raise UsageError("STATUS is idle, running or failed")
+        raise UsageError(f"{status!r} is no status; it is idle, running or failed")
 
     async def write(database: Database) -> None:
         from ..store.board import StatusBoard, check_agent
