@@ -263,6 +263,26 @@ def password_server() -> Iterator[PasswordServer]:
         yield server
 
 
+@pytest.fixture
+def pooled_dsn(password_server: PasswordServer) -> Iterator[str]:
+    """A database through a pooler that lends four backends, a transaction at a time."""
+    from .pooler import Pooler
+    from .postgres_server import PASSWORD, answers, free_port
+
+    with psycopg.connect(password_server.url(), autocommit=True) as connection:
+        connection.execute("TRUNCATE public.kv, assistant.messages, assistant.turns CASCADE")
+    listen = free_port()
+    target = f"port={password_server.port} user=runtime password={PASSWORD} dbname=app"
+    pooler = Pooler(listen, "app", target)
+    pooled = f"postgresql://any@127.0.0.1:{listen}/app"
+    try:
+        pooler.start()
+        eventually(lambda: answers(pooled), "the pooler")
+        yield pooled
+    finally:
+        pooler.remove()
+
+
 def eventually(condition: Callable[[], object], what: str = "the condition") -> None:
     """Wait until a condition about another process is true; fail after a while."""
     deadline = time.monotonic() + PATIENCE_SECONDS

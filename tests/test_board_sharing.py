@@ -232,22 +232,6 @@ async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
     assert (await events(database, "build"))[-1] == "failed"
 
 
-async def test_a_statement_that_is_cancelled_is_broken_off_at_once(
-    database: Database, dsn: str
-) -> None:
-    with psycopg.connect(dsn) as other:
-        other.execute("LOCK TABLE kv")
-        async with database.connection() as connection:
-            write = asyncio.create_task(connection.execute("DELETE FROM kv"))
-            await until_locked(dsn, 1)
-            write.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await write
-        # The server would notice by itself within two seconds.
-        async with asyncio.timeout(1.5):
-            await until_locked(dsn, 0)
-
-
 async def test_what_was_given_up_without_a_lease_does_not_come_after_one(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:

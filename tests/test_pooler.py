@@ -5,35 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .hosting import ask, hosting, rows, until_equal
-from .password_server import PasswordServer
-from .pooler import Pooler, needs_pgbouncer
-from .postgres_server import PASSWORD, answers, free_port
+from .pooler import needs_pgbouncer
 
 pytestmark = needs_pgbouncer
-
-
-@pytest.fixture
-def pooled_dsn(password_server: PasswordServer) -> Iterator[str]:
-    """A database through a pooler that lends four backends, a transaction at a time."""
-    with psycopg.connect(password_server.url(), autocommit=True) as connection:
-        connection.execute("TRUNCATE public.kv, assistant.messages, assistant.turns CASCADE")
-    listen = free_port()
-    target = f"port={password_server.port} user=runtime password={PASSWORD} dbname=app"
-    pooler = Pooler(listen, "app", target)
-    pooled = f"postgresql://any@127.0.0.1:{listen}/app"
-    try:
-        pooler.start()
-        eventually(lambda: answers(pooled), "the pooler")
-        yield pooled
-    finally:
-        pooler.remove()
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ ON_A_DATABASE = COMMAND_LINE | {
         "durations",
         "settings",
         "store",
+        "store.bounded_connection",
         "store.connection_string",
         "store.database",
         "store.follow",

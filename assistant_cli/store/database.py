@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import cached_property
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import AsyncConnection, generators, pq, waiting
-from psycopg.abc import PQGen
-from psycopg.errors import Diagnostic
+from psycopg import AsyncConnection, pq
 from psycopg.rows import TupleRow
 
 from ..errors import ConfigurationError, DatabaseUnreachableError
+from .bounded_connection import BoundedConnection
 from .connection_string import parse_dsn
 from .refusals import raise_refused_connection, translate
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGcancelConn
-
     from .kv import KeyValues
 
 Connection = AsyncConnection[TupleRow]
-RV = TypeVar("RV")
 
 CONNECT_SECONDS = 10
-_CANCEL_SECONDS = 1.0
 PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
@@ -40,76 +35,18 @@ _GONE = ("08", "57P", "25006")
 # the server fills while its commits wait for standbys; only on Windows can it not look. A pooler
 # between us and the server tells another backend than the one that answers.
 _SESSION = """
-SELECT pg_backend_pid(), set_config('idle_in_transaction_session_timeout', '10s', false),
+SELECT pg_backend_pid(),
+    (SELECT pid || ' ' || extract(epoch FROM backend_start)
+        FROM pg_stat_get_activity(pg_backend_pid())),
+    set_config('idle_in_transaction_session_timeout', '10s', false),
     set_config('default_transaction_isolation', 'read committed', false),
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
-
-
-class _Connection(AsyncConnection[TupleRow]):
-    """A connection that is dropped when whoever waits for it gives up, or is cancelled.
-
-    The server is asked to break off what it does, but not waited for: one that hangs would take
-    longer than any deadline of ours. Nor need psycopg look around every tenth of a second, as it
-    does for other ways to be interrupted.
-
-    `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
-    is prepared, and notifications do not arrive.
-    `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
-    `deadline`: the time, of time.monotonic, at which whoever waits for it gives up.
-    `cancellations`: where what still asks the server to break off is kept.
-    """
-
-    pooled = False
-    unconfirmed = False
-    deadline = inf
-    cancellations: set[asyncio.Task[None]]
-
-    def notice(self, diagnostic: Diagnostic) -> None:
-        """Take note of a warning, whose text is in the server's language."""
-        self.unconfirmed |= diagnostic.source_function == "SyncRepWaitForLSN"
-
-    async def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = 60.0,
-        timeout: float | None = None,  # noqa: ASYNC109 (psycopg's own)
-    ) -> RV:
-        # A time-out of asyncio around each use would cost as much as all else here.
-        remaining = self.deadline - monotonic()
-        timeout = remaining if timeout is None else min(timeout, remaining)
-        try:
-            return await waiting.wait_async(
-                gen, self.pgconn.socket, interval=interval, timeout=timeout
-            )
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            self._give_up()
-            raise
-        except psycopg.OperationalError as error:
-            if error.sqlstate or monotonic() < self.deadline:
-                raise
-            self._give_up()
-            raise TimeoutError from None
-
-    def _give_up(self) -> None:
-        """Drop the connection, and break off what the server does for it."""
-        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-            # Where libpq is older than 17, the server notices within two seconds.
-            with suppress(psycopg.Error):
-                request = self.pgconn.cancel_conn()
-                request.start()
-                task = asyncio.create_task(_send_cancellation(request))
-                self.cancellations.add(task)
-                task.add_done_callback(self.cancellations.discard)
-        self.pgconn.finish()
-
-
-async def _send_cancellation(request: PGcancelConn) -> None:
-    with suppress(psycopg.Error):
-        await waiting.wait_conn_async(
-            generators.cancel(request), interval=_CANCEL_SECONDS, timeout=_CANCEL_SECONDS
-        )
+_END = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_get_activity(NULL)
+WHERE pid || ' ' || extract(epoch FROM backend_start) = ANY (%(backends)s)
+"""
 
 
 class Database:
@@ -139,8 +76,8 @@ class Database:
         self.dsn = dsn
         self.losses = 0
         self._revive = revive
-        self._idle: list[_Connection] = []
-        self._cancellations: set[asyncio.Task[None]] = set()
+        self._idle: list[BoundedConnection] = []
+        self._unanswered: set[str] = set()
         self._closed = False
         self._limit = limit
         self._slots = asyncio.Semaphore(limit)
@@ -152,7 +89,7 @@ class Database:
 
         return KeyValues(self)
 
-    async def connect(self) -> _Connection:
+    async def connect(self) -> BoundedConnection:
         """Open a connection of the caller's own, in autocommit.
 
         Raises:
@@ -168,7 +105,7 @@ class Database:
         await self._revive()
         return await self._connect()
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> BoundedConnection:
         parameters = parse_dsn(self.dsn)
         parameters.setdefault("connect_timeout", CONNECT_SECONDS)
         parameters.setdefault("application_name", "assistant")
@@ -177,18 +114,16 @@ class Database:
             parameters.setdefault("target_session_attrs", "read-write")
         try:
             # Always UTF-8, whatever PGCLIENTENCODING says: values must come out as they went in.
-            connection = await _Connection.connect(
+            connection = await BoundedConnection.connect(
                 "", autocommit=True, **{**parameters, "client_encoding": "utf8"}
             )
-            connection.cancellations = self._cancellations
-            connection.add_notice_handler(connection.notice)
-            row = await (await connection.execute(_SESSION)).fetchone()
-            if row is not None and row[0] != connection.info.backend_pid:
-                connection.pooled = True
-                connection.prepare_threshold = None
-            return connection
+            return await _set_up(connection)
         except psycopg.Error as error:
             raise_refused_connection(error)
+        except TimeoutError:
+            raise DatabaseUnreachableError(
+                "cannot reach the database: it lets us in, but does not answer"
+            ) from None
         except UnicodeError:
             host = parameters.get("host")
             raise ConfigurationError(f"{host!r} in the database URL is no name of a host") from None
@@ -197,17 +132,17 @@ class Database:
     async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
         """Lend a connection in autocommit; `patience` in seconds bounds the waiting for answers.
 
-        What was given up on another has been broken off before, if the server could be reached
-        within a second: it must not come after what is newer.
+        What was given up has been broken off by then, or its session is ended first: it must not
+        come after what is newer.
 
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
         """
         async with self._slots:
-            await self._finish_cancellations()
             connection = await self._take()
             try:
                 connection.deadline = monotonic() + patience
+                await self._end_unanswered(connection)
                 yield connection
                 _require_confirmed(connection)
             except psycopg.Error as error:
@@ -244,13 +179,15 @@ class Database:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
         await self._close_idle()
-        await self._finish_cancellations()
 
-    async def _finish_cancellations(self) -> None:
-        if self._cancellations:
-            await asyncio.wait(self._cancellations)
+    async def _end_unanswered(self, connection: Connection) -> None:
+        """End sessions that may not have read yet what they were asked to break off."""
+        if self._unanswered:
+            backends = list(self._unanswered)
+            await connection.execute(_END, {"backends": backends})
+            self._unanswered.difference_update(backends)
 
-    async def _take(self) -> _Connection:
+    async def _take(self) -> BoundedConnection:
         while self._idle:
             connection = self._idle.pop()
             if not _hung_up(connection):
@@ -258,7 +195,7 @@ class Database:
             await connection.close()
         return await self.connect()
 
-    async def _drop(self, connection: _Connection) -> None:
+    async def _drop(self, connection: BoundedConnection) -> None:
         """Close a connection that has failed, and the idle ones, which are likely no better."""
         await connection.close()
         await self._close_idle()
@@ -267,8 +204,10 @@ class Database:
         while self._idle:
             await self._idle.pop().close()
 
-    async def _give_back(self, connection: _Connection) -> None:
+    async def _give_back(self, connection: BoundedConnection) -> None:
         connection.deadline = inf
+        if connection.unanswered:
+            self._unanswered.add(connection.backend)
         idle = connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
         room = not self._closed and len(self._idle) < self._limit
         if idle and room and not connection.unconfirmed:
@@ -277,12 +216,31 @@ class Database:
             await connection.close()
 
 
+async def _set_up(connection: BoundedConnection) -> BoundedConnection:
+    """Set up the session of a connection that is new."""
+    connection.add_notice_handler(connection.notice)
+    connection.deadline = monotonic() + CONNECT_SECONDS
+    try:
+        row = await (await connection.execute(_SESSION)).fetchone()
+    except psycopg.Error:
+        await connection.close()
+        raise
+    connection.deadline = inf
+    assert row is not None
+    if row[0] == connection.info.backend_pid:
+        connection.backend = row[1] or ""
+    else:
+        connection.pooled = True
+        connection.prepare_threshold = None
+    return connection
+
+
 def is_pooled(connection: Connection) -> bool:
     """Whether a pooler stands between this connection and the server."""
-    return isinstance(connection, _Connection) and connection.pooled
+    return isinstance(connection, BoundedConnection) and connection.pooled
 
 
-def _require_confirmed(connection: _Connection) -> None:
+def _require_confirmed(connection: BoundedConnection) -> None:
     """Refuse to call done what a failover may undo: the wait for the standbys was broken off."""
     if connection.unconfirmed:
         raise DatabaseUnreachableError(
@@ -290,7 +248,7 @@ def _require_confirmed(connection: _Connection) -> None:
         )
 
 
-def _hung_up(connection: _Connection) -> bool:
+def _hung_up(connection: BoundedConnection) -> bool:
     """Whether the server said goodbye while nobody looked: an idle socket has nothing to read."""
     import select
 

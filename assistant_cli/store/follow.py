@@ -80,7 +80,8 @@ async def _states(
         poll = min(poll, POLL_SECONDS_WITHOUT_HINTS)
     try:
         if not is_pooled(connection):
-            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            async with asyncio.timeout(_READ_SECONDS):
+                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         while True:
             # Hints about other things, however many, must not put off the look at everything.
             complete = not payloads or "" in payloads or now() >= look_at_all
