@@ -86,10 +86,10 @@ class RunOptions:
 
 
 class StoppedError(AssistantError):
-    """A second signal ended the process without draining."""
+    """A signal ended the process before it was done."""
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__("stopped at once, on a second signal")
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
@@ -110,7 +110,7 @@ async def run(
         ConflictError: another process holds one of the agents.
         LeaseLostError: another process took them over while they ran.
         AgentFailedError: with `until_idle`, a turn failed.
-        StoppedError: there was a second signal.
+        StoppedError: there was a second signal, or one with `until_idle`.
     """
     stopping = asyncio.Event()
     with _signals(stopping) as received:
@@ -119,7 +119,9 @@ async def run(
         except asyncio.CancelledError:
             if len(received) < 2:
                 raise
-            raise StoppedError(received[-1]) from None
+            raise StoppedError("stopped at once, on a second signal", received[-1]) from None
+    if received and options.until_idle:
+        raise StoppedError("stopped by a signal, perhaps with something left to do", received[0])
 
 
 async def host(
@@ -225,7 +227,7 @@ async def _hold(
         if failed and options.until_idle:
             turns = "turn" if failed == 1 else "turns"
             raise AgentFailedError(
-                f"{failed} {turns} failed; `assistant status --history` shows more"
+                f"{failed} {turns} failed; `assistant turns ls --failed` shows more"
             )
     except BaseException:
         with suppress(AssistantError):

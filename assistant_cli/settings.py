@@ -135,7 +135,8 @@ def _require_safe(home: Path) -> None:
                 raise NotPermittedError(f"{home} belongs to {_name(owner)}; {_ELSEWHERE}")
         for path in (real, real / "config.toml"):
             if path.stat().st_mode & 0o022:
-                raise NotPermittedError(f"others can write to {path}; chmod go-w {path}")
+                cure = _ELSEWHERE if path.stat().st_mode & stat.S_ISVTX else f"chmod go-w {path}"
+                raise NotPermittedError(f"others can write to {path}; {cure}")
     except FileNotFoundError:
         return
     except NotADirectoryError:

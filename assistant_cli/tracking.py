@@ -16,7 +16,7 @@ from .store import leases
 from .store.board import StatusBoard, check_agent, shorten_detail
 from .store.database import Database
 from .store.leases import Lease
-from .upkeep import keep_lease
+from .upkeep import keep_board, keep_lease
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     """
     lease = await leases.acquire(database, [check_agent(agent)])
     board = StatusBoard(database, lease)
-    renewal = asyncio.create_task(_keep(database, lease))
+    keeping = asyncio.create_task(_keep(board, lease))
     started = asyncio.get_running_loop().time()
     code: int | None = None
     try:
@@ -51,16 +51,18 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     finally:
         taken = timedelta(seconds=asyncio.get_running_loop().time() - started)
         await _report_end(database, board, lease, code, taken)
-        renewal.cancel()
-        await asyncio.gather(renewal, return_exceptions=True)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
     return code
 
 
-async def _keep(database: Database, lease: Lease) -> None:
+async def _keep(board: StatusBoard, lease: Lease) -> None:
     try:
-        await keep_lease(database, lease)
-    except LeaseLostError as error:
-        log.warning("the command runs on, but off the board: %s", error)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(keep_lease(board.database, lease))
+            tasks.create_task(keep_board(board))
+    except* LeaseLostError as lost:
+        log.warning("the command runs on, but off the board: %s", lost.exceptions[0])
 
 
 async def _report_end(
@@ -79,4 +81,5 @@ async def _report_end(
         async with asyncio.timeout(_LAST_WRITE_SECONDS):
             await patiently(write)
     except (AssistantError, TimeoutError) as error:
-        log.warning("the board does not know that %s ended, %s: %s", agent, detail, error)
+        reason = str(error) or "the database does not answer"
+        log.warning("the board does not know that %s ended, %s: %s", agent, detail, reason)

@@ -43,7 +43,7 @@ def upkeep(host: Host, agents: list[Agent]) -> list[Coroutine[Any, Any, None]]:
         _follow_news(host, agents),
         _follow_cancellations(host),
         _run_every(_PRUNE_SECONDS, lambda: prune(host.database)),
-        _run_every(_REPAIR_SECONDS, lambda: _repair(host.board)),
+        keep_board(host.board),
     ]
 
 
@@ -146,6 +146,11 @@ async def _run_every(seconds: float, work: Callable[[], Awaitable[None]]) -> Non
                 log.warning("cannot tidy up, trying on: %s", error)
             failing = True
         await asyncio.sleep(seconds)
+
+
+async def keep_board(board: StatusBoard) -> None:
+    """Put back until cancelled what others overwrite of what this process has said."""
+    await _run_every(_REPAIR_SECONDS, lambda: _repair(board))
 
 
 async def _repair(board: StatusBoard) -> None:

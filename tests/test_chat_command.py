@@ -195,4 +195,4 @@ def run_with(assistant: CommandLine, server: OpenAIServer) -> None:
 def test_without_a_terminal_there_is_no_chat(assistant: CommandLine) -> None:
     done = assistant("chat")
     assert (done.code, done.out) == (2, "")
-    assert "a chat needs a terminal; `assistant send --wait` is for scripts" in done.err
+    assert "a chat needs a terminal, and a TERM that is not dumb; " in done.err

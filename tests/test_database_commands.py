@@ -450,7 +450,7 @@ def test_the_doctor_finds_a_setting_with_which_no_run_starts(
     assert done.code == 78
     assert "'soon'" in checks(done)[check]["problem"]
     assert "write" in checks(done)[check]["problem"]
-    assert assistant("run", "--until-idle").code == 2
+    assert assistant("run", "--until-idle").code == 78
 
 
 def test_the_doctor_finds_that_a_user_may_only_read(

@@ -393,12 +393,16 @@ async def test_a_tick_of_a_process_that_died_is_closed_and_not_repeated(
 
 
 @pytest.mark.parametrize("value", ["0", "abc", "-1", "", "10ms"])
-def test_a_bad_interval_is_a_usage_error(environment: dict[str, str], value: str) -> None:
-    as_option = CommandLine(environment)("run", "--heartbeat", value)
-    in_environment = CommandLine({**environment, "ASSISTANT_HEARTBEAT": value})("run")
-    for done in (as_option, in_environment):
-        assert (done.code, done.out) == (2, "")
-        assert done.err.startswith("assistant: ")
+def test_a_bad_interval_is_a_usage_error_and_in_the_environment_a_wrong_configuration(
+    environment: dict[str, str], value: str
+) -> None:
+    done = CommandLine(environment)("run", "--heartbeat", value)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("assistant: --heartbeat: ")
+    # No unit that is started again after failures tries this again.
+    done = CommandLine({**environment, "ASSISTANT_HEARTBEAT": value})("run")
+    assert (done.code, done.out) == (78, "")
+    assert done.err.startswith("assistant: ASSISTANT_HEARTBEAT: ")
 
 
 async def test_a_report_kept_twice_marks_nothing_as_reported_that_was_not(

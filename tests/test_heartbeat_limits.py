@@ -320,9 +320,9 @@ def test_a_day_begins_at_midnight_of_its_zone() -> None:
         ("HEARTBEAT_TOKENS", "9" * 30),
     ],
 )
-def test_bad_limits_are_a_usage_error_with_the_accepted_forms(
+def test_bad_limits_are_a_wrong_configuration_with_the_accepted_forms(
     environment: dict[str, str], setting: str, value: str
 ) -> None:
     done = CommandLine({**environment, f"ASSISTANT_{setting}": value})("run")
-    assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 1)
+    assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
     assert "write" in done.err

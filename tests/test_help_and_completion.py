@@ -177,6 +177,8 @@ def test_the_version_is_printed(bare: CommandLine) -> None:
         ("assistant wait beacon ba", ["backup"]),
         ("assistant track ", ["backup", "beacon"]),
         ("assistant report backup ", ["idle", "running", "failed"]),
+        ("assistant wait backup --for st", ["stale", "stopped"]),
+        ("assistant wait backup --for idle,f", ["idle,failed"]),
     ],
 )
 def test_bash_completes_commands_keys_and_agents(

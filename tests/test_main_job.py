@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from .conftest import CommandLine, eventually
+from .hosting import Hold
 
 
 def _board(assistant: CommandLine) -> dict[str, dict[str, str | None]]:
@@ -176,6 +177,35 @@ def test_a_board_that_somebody_overwrote_is_soon_right_again(assistant: CommandL
         assert _board(assistant) == {"conversation": idle, "heartbeat": idle}
 
 
+def test_a_tracked_command_stays_on_a_board_that_somebody_overwrote(
+    assistant: CommandLine,
+) -> None:
+    tracking = assistant.start("track", "backup", "--detail", "copying", "--", "sleep", "60")
+    check = ("wait", "backup", "--for", "running", "--timeout", "20s")
+    assert assistant(*check).code == 0
+    assert assistant("kv", "rm", "status_board").code == 0
+    assert assistant(*check).code == 0
+    assert _board(assistant) == {"backup": {"status": "running", "detail": "copying"}}
+    tracking.terminate()
+    assert tracking.wait(20) == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_until_idle_that_a_signal_stops_does_not_say_that_all_is_done(
+    assistant: CommandLine, tmp_path: Path, number: signal.Signals
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    assistant("send", "hello")
+    run = assistant.start("run", "--until-idle", "--model", hold.model, "--drain", "1s")
+    eventually(lambda: hold.asked, "the question")
+    run.send_signal(number)
+    _, err = run.communicate(timeout=20)
+    assert run.returncode == 128 + number
+    assert "stopped by a signal, perhaps with something left to do" in err
+    assert json.loads(assistant("status", "--json").out)["inbox"]["waiting"] == 1
+
+
 def test_a_message_is_kept_once_under_its_id(assistant: CommandLine) -> None:
     first = assistant("send", "--id", "a", "hello")
     assert (first.code, assistant("send", "--id", "a", "hello").out) == (0, first.out)
@@ -217,7 +247,7 @@ def test_a_bad_heartbeat_is_a_usage_error(assistant: CommandLine, heartbeat: str
         (["kv", "incr", "there"], 65),
         (["status", "nobody"], 3),
         (["wait", "nobody", "--for", "idle", "--timeout", "200ms"], 124),
-        (["report", "a", "busy"], 65),
+        (["report", "a", "busy"], 2),
         (["send", ""], 65),
         (["--database-url", "postgres//u:s3cret@h", "status"], 78),
         (["--database-url", "postgresql://u:s3cret@127.0.0.1:1/x", "status"], 69),

@@ -244,7 +244,10 @@ def refusal(user: User, *command: str) -> str:
 def test_a_home_that_others_can_write_to_is_not_used(mine: User, bits: int) -> None:
     mine.home.chmod(bits)
     told = refusal(mine)
-    assert told == f"assistant: others can write to {mine.home}; chmod go-w {mine.home}\n"
+    # What is sticky is meant for others.
+    elsewhere = "set ASSISTANT_HOME to a folder of your own"
+    cure = elsewhere if bits & 0o1000 else f"chmod go-w {mine.home}"
+    assert told == f"assistant: others can write to {mine.home}; {cure}\n"
     assert list(mine.home.iterdir()) == []
 
 

@@ -174,6 +174,7 @@ def test_history_shows_the_last_transitions_oldest_first(
         ["--history", "--watch"],
         ["--history", "--check"],
         ["--since", "1h"],
+        ["-n", "1"],
         ["--watch", "--check"],
     ],
 )

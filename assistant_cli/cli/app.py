@@ -51,11 +51,7 @@ Examples:
 # The module of each command and what its help begins with, in the order of the help.
 COMMANDS = {
     "run": ("run", "Host the conversation and the heartbeat agent until a signal."),
-    "chat": (
-        "chat",
-        "Talk with the assistant: replies come as they are made; "
-        "Ctrl-C cancels one, Ctrl-D leaves.",
-    ),
+    "chat": ("chat", "Talk with the assistant; Ctrl-C cancels a reply, Ctrl-D leaves."),
     "send": (
         "send",
         "Send a message: exit 0 once it is committed, and print its id; with --wait, the reply.",

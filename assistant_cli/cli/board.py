@@ -56,14 +56,29 @@ def report(
     with_database(write)
 
 
+def _complete_states(incomplete: str) -> list[str]:
+    begun = incomplete[: incomplete.rfind(",") + 1]
+    return [begun + state for state in _STATES if (begun + state).startswith(incomplete)]
+
+
 def wait(
     agents: Annotated[list[str], typer.Argument(autocompletion=complete_agents)],
     wanted: Annotated[
-        str, typer.Option("--for", metavar="STATE[,STATE]", help=f"One of {', '.join(_STATES)}.")
+        str,
+        typer.Option(
+            "--for",
+            metavar="STATE[,STATE]",
+            autocompletion=_complete_states,
+            help=f"One of {', '.join(_STATES)}.",
+        ),
     ],
     fail_on: Annotated[
         str | None,
-        typer.Option(metavar="STATE[,STATE]", help="Exit 6 (4 for stale) when one is seen."),
+        typer.Option(
+            metavar="STATE[,STATE]",
+            autocompletion=_complete_states,
+            help="Exit 6 (4 for stale) when one is seen.",
+        ),
     ] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the agents is enough.")] = False,
     timeout: Annotated[
@@ -72,8 +87,9 @@ def wait(
 ) -> None:
     """Wait until agents are in a state, also agents that are not on the board yet.
 
-    idle, running and failed count only while the process that said so is not known to be gone;
-    live: held by a process; stale: its process is gone; stopped: held by nobody.
+    idle, running and failed: what the board says, unless the process that said so is gone; an
+    agent that was stopped is idle. live: held by a process; stale: its process is gone; stopped:
+    held by nobody.
 
     \b
     assistant wait heartbeat --for idle --fail-on failed --timeout 5m

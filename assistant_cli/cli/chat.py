@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import AgentFailedError, BadDataError, QueueFullError, UsageError
-from ..messages import MAIN_CONVERSATION
+from ..messages import MAIN_CONVERSATION, check_name
 from . import output
 from .commands import Command
 from .run import models_from, options_from
@@ -39,13 +39,19 @@ def chat(
         str, typer.Option("--conversation", "-c", help="The conversation.")
     ] = MAIN_CONVERSATION,
 ) -> None:
-    """Talk with the assistant: replies come as they are made; Ctrl-C cancels one, Ctrl-D leaves.
+    """Talk with the assistant; Ctrl-C cancels a reply, Ctrl-D leaves.
+
+    Replies of language models come as they are made.
 
     It speaks to the `assistant run` that is up, on this host or another; with none, it hosts
     the agents itself for as long as it lasts.
     """
     if not (sys.stdin and sys.stdin.isatty() and output.can_redraw()):
-        raise UsageError("a chat needs a terminal; `assistant send --wait` is for scripts")
+        raise UsageError(
+            "a chat needs a terminal, and a TERM that is not dumb; `assistant send --wait` is "
+            "for scripts"
+        )
+    check_name(conversation, "conversation")
     options = options_from(settings())
     models = models_from(settings(), options.names)
 

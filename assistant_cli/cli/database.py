@@ -38,7 +38,10 @@ def start() -> None:
 
 @app.command(cls=Command)
 def stop() -> None:
-    """Stop the embedded Postgres; exit 3 if it was not running."""
+    """Stop the embedded Postgres; exit 3 if it was not running.
+
+    A `run` that is up waits until another command has started it again.
+    """
     if not run_async(_embedded().stop()):
         raise NotFoundError("the embedded Postgres was not running")
 

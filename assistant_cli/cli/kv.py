@@ -58,14 +58,12 @@ def get(
     \b
     assistant kv get status_board heartbeat.status -r
     """
-    if as_json and (path or raw):
-        raise UsageError("--json prints the whole entry; leave out PATH and --raw")
-    if default is not None:
-        from ..json_values import check_json
-
-        check_json(default)
     if as_json:
-        return _get_entry(key, default)
+        if path or raw or default is not None:
+            raise UsageError("--json prints the whole entry; leave out PATH, --raw and --default")
+        return _get_entry(key)
+    if default is not None:
+        _check_default(default)
     # Raw text needs the plain form of each value, to tell text from anything else.
     pretty = output.stdout_is_terminal() and not raw
     texts = with_database(lambda database: database.kv.get_text(key, path, pretty=pretty))
@@ -77,11 +75,20 @@ def get(
     return None
 
 
-def _get_entry(key: str, default: str | None) -> None:
+def _get_entry(key: str) -> None:
     entry = with_database(lambda database: database.kv.get_entry(key))
-    if entry is None and default is None:
+    if entry is None:
         raise NotFoundError(f"there is no key {key!r}")
-    output.print_json_text(describe_entry(entry) if entry else default or "")
+    output.print_json_text(describe_entry(entry))
+
+
+def _check_default(text: str) -> None:
+    from ..json_values import check_json
+
+    try:
+        check_json(text)
+    except BadDataError as error:
+        raise BadDataError(f"--default: {error}") from None
 
 
 def _print_value(text: str, raw: bool) -> None:
@@ -246,8 +253,8 @@ def ls(
     if values + long + as_json > 1:
         raise UsageError("use one of --values, --long and --json")
     if not (values or long or as_json):
-        for key in with_database(lambda database: database.kv.list_keys(prefix, limit)):
-            sys.stdout.write(f"{_show_key(key)}\n")
+        keys = with_database(lambda database: database.kv.list_keys(prefix, limit))
+        sys.stdout.write("".join(f"{_show_key(key)}\n" for key in keys))
         return
 
     async def entries(database: Database) -> list[Entry]:
@@ -260,11 +267,13 @@ def _print_entries(entries: list[Entry], long: bool, as_json: bool) -> None:
     if as_json:
         output.print_json_text(f"[{', '.join(map(describe_entry, entries))}]")
         return
+    lines = []
     for entry in entries:
         text = output.show_json(entry.text) if output.stdout_is_terminal() else entry.text
         times = (output.iso(entry.updated_at), output.iso(entry.expires_at) or "-")
         head = (str(entry.revision), *times) if long else ()
-        sys.stdout.write("\t".join([_show_key(entry.key), *head, text]) + "\n")
+        lines.append("\t".join([_show_key(entry.key), *head, text]) + "\n")
+    sys.stdout.write("".join(lines))
 
 
 def _show_key(key: str) -> str:

@@ -147,7 +147,10 @@ def export(
         str, typer.Argument(autocompletion=complete_keys, help="Only keys that start with this.")
     ] = "",
 ) -> None:
-    """Print all keys as lines of {"key": …, "value": …}, in byte order, as of one moment."""
+    """Print all keys as lines of {"key": …, "value": …}, in byte order, as of one moment.
+
+    What the program keeps there is among them, such as status_board; when keys expire is not.
+    """
 
     async def stream(database: Database) -> None:
         with interruptible():
@@ -174,7 +177,10 @@ def import_(
         bool, typer.Option("--dry-run", help="Check everything and say what would be written.")
     ] = False,
 ) -> None:
-    """Store lines of {"key": …, "value": …} in one transaction: all or nothing."""
+    """Store lines of {"key": …, "value": …} in one transaction: all or nothing.
+
+    A key that is replaced expires no more.
+    """
     if on_conflict not in {"fail", "skip", "replace"}:
         raise UsageError("--on-conflict is fail, skip or replace")
     choice = cast("Literal['fail', 'skip', 'replace']", on_conflict)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ..errors import UsageError
+from ..errors import AssistantError, ConfigurationError, UsageError
 from . import output
 from .commands import Command
 from .session import duration, settings, with_database
@@ -76,8 +76,8 @@ def run(
 ) -> None:
     """Host the conversation and the heartbeat agent until a signal.
 
-    The first SIGINT or SIGTERM stops taking work and lets a running turn finish; the second
-    stops at once. Exit 5 if another process runs already.
+    The first SIGINT or SIGTERM stops taking work, lets a running turn finish and exits 0, with
+    --until-idle 130 or 143; the second stops at once. Exit 5 if another process runs already.
 
     \b
     assistant run --model 'command:llm -m gpt-5'
@@ -120,22 +120,26 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
     """How to host the agents as configured, but for a heartbeat given as an option.
 
     Raises:
-        UsageError: one of the durations is none.
+        UsageError: the option is no interval.
+        ConfigurationError: a setting of the environment is none.
     """
     from ..active_hours import parse_active_hours
     from ..agents.heartbeat import Limits
-    from ..durations import parse_interval
+    from ..durations import parse_duration, parse_interval
     from ..runtime import RunOptions
     from ..settings import parse_daily_tokens
 
-    interval = configured.heartbeat if heartbeat is None else heartbeat
+    if heartbeat is None:
+        interval = _parsed(parse_interval, configured.heartbeat, "ASSISTANT_HEARTBEAT")
+    else:
+        interval = _parsed(parse_interval, heartbeat, "--heartbeat", UsageError)
     return RunOptions(
-        heartbeat=_parsed(parse_interval, interval, "--heartbeat or ASSISTANT_HEARTBEAT"),
+        heartbeat=interval,
         limits=Limits(
             _parsed(parse_active_hours, configured.heartbeat_hours, "ASSISTANT_HEARTBEAT_HOURS"),
             _parsed(parse_daily_tokens, configured.heartbeat_tokens, "ASSISTANT_HEARTBEAT_TOKENS"),
         ),
-        turn_timeout=duration(configured.turn_timeout, "ASSISTANT_TURN_TIMEOUT"),
+        turn_timeout=_parsed(parse_duration, configured.turn_timeout, "ASSISTANT_TURN_TIMEOUT"),
     )
 
 
@@ -177,8 +181,13 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
     return list(chosen.values())
 
 
-def _parsed(parse: Callable[[str], T], text: str, what: str) -> T:
+def _parsed(
+    parse: Callable[[str], T],
+    text: str,
+    what: str,
+    refusal: type[AssistantError] = ConfigurationError,
+) -> T:
     try:
         return parse(text)
     except ValueError as error:
-        raise UsageError(f"{what}: {error}") from None
+        raise refusal(f"{what}: {error}") from None

@@ -37,7 +37,9 @@ def status(
     since: Annotated[
         str | None, typer.Option(metavar="DURATION", help="With --history: not older than this.")
     ] = None,
-    count: Annotated[int, typer.Option("-n", min=1, help="With --history: at most so many.")] = 20,
+    count: Annotated[
+        int | None, typer.Option("-n", min=1, help="With --history: at most so many; 20.")
+    ] = None,
 ) -> None:
     """Show what each agent does, since when, and whether its process is still alive.
 
@@ -51,9 +53,9 @@ def status(
     if history:
         if watch or check:
             raise UsageError("--history goes with neither --watch nor --check")
-        _show_history(names, since, count, as_json)
-    elif since is not None:
-        raise UsageError("--since goes with --history")
+        _show_history(names, since, count or 20, as_json)
+    elif since is not None or count is not None:
+        raise UsageError("--since and -n go with --history")
     elif watch:
         if check:
             raise UsageError("--check goes without --watch; `assistant wait` waits")

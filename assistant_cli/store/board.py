@@ -114,7 +114,8 @@ class StatusBoard:
             async with self.database.connection() as connection:
                 row = await (await connection.execute(_SQL["read"])).fetchone()
             found = _entries_of(row)
-            wrong = [agent for agent in held if found.get(agent) != self._entries.get(agent)]
+            said = [agent for agent in held if agent in self._entries]
+            wrong = [agent for agent in said if found.get(agent) != self._entries[agent]]
             # At once, or an update that waits, which is newer, might come before.
             updates = [self._make_update(agent, self._entries[agent]) for agent in wrong]
             try:

@@ -73,14 +73,25 @@ class KeyValues:
         """The JSON texts that a SQL/JSON path finds in a value; without a path, the value.
 
         Empty where the key is missing or the path finds nothing.
+
+        Raises:
+            BadDataError: the key, or the path, is none.
         """
         check_key(key)
         check_utf8(path or "", "the path")
         query = "get_path" if path is not None else "get_pretty" if pretty else "get"
         parameters = {"key": key, "path": None if path is None else full_path(path)}
-        async with self._database.connection() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            rows = await (await cursor.execute(_SQL[query], parameters)).fetchall()
+        try:
+            async with self._database.connection() as connection:
+                cursor = connection.cursor(row_factory=dict_row)
+                rows = await (await cursor.execute(_SQL[query], parameters)).fetchall()
+        except BadDataError as error:
+            if path is None:
+                raise
+            raise BadDataError(
+                f"{path!r} is no path: {error}; a name with a space, a dot or a bracket takes "
+                "double quotes"
+            ) from None
         column = "pretty" if query == "get_path" and pretty else "text"
         return [row[column] for row in rows]
 
