@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from .agents import HEARTBEAT
 from .agents.conversation import ConversationAgent, conversation
@@ -33,6 +33,8 @@ from .store.leases import Lease
 from .upkeep import upkeep
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BUILT_IN = {definition.name: definition for definition in (conversation, reflect)}
 """The agents that are there without anybody writing one."""
@@ -171,14 +173,20 @@ async def _acquire(
     """Take the leases; None where a signal came first."""
     if not options.standby:
         return await leases.acquire(database, options.names)
-    standing_by = asyncio.create_task(_stand_by(database, options.names))
+    return await _unless_stopped(_stand_by(database, options.names), stopping)
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T], stopping: asyncio.Event) -> T | None:
+    """What comes of some work; None where a signal came first."""
+    working = asyncio.create_task(work)
     signalled = asyncio.create_task(stopping.wait())
     try:
-        await asyncio.wait({standing_by, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        return await standing_by if standing_by.done() else None
+        await asyncio.wait({working, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
     finally:
-        standing_by.cancel()
+        working.cancel()
         signalled.cancel()
+        await asyncio.wait({working, signalled})
 
 
 async def _stand_by(database: Database, agents: Sequence[str]) -> Lease:
@@ -208,32 +216,43 @@ async def _hold(
 ) -> None:
     board: StatusBoard | None = None
     try:
-        board = await patiently(lambda: _open_board(database, lease))
-        host = Host(
-            database=database,
-            board=board,
-            lease=lease,
-            models=_pausing(models, clock),
-            turn_timeout=options.turn_timeout,
-            retry_delay=options.retry_delay,
-            concurrency=options.concurrency,
-            until_idle=options.until_idle,
-            clock=clock,
-            stopping=stopping,
-        )
-        names = ", ".join(dict.fromkeys(models[agent].name for agent in lease.agents))
-        log.info("hosting %s; the model is %s", " and ".join(lease.agents), names)
-        failed = await _run_agents(host, options)
-        if failed and options.until_idle:
-            turns = "turn" if failed == 1 else "turns"
-            raise AgentFailedError(
-                f"{failed} {turns} failed; `assistant turns ls --failed` shows more"
-            )
+        opening = patiently(lambda: _open_board(database, lease))
+        board = await _unless_stopped(opening, stopping)
+        if board is not None:
+            await _work(models, options, board, clock, stopping)
     except BaseException:
         with suppress(AssistantError):
             await _leave(database, board, lease)
         raise
     await _leave(database, board, lease)
+
+
+async def _work(
+    models: Mapping[str, Model],
+    options: RunOptions,
+    board: StatusBoard,
+    clock: Clock,
+    stopping: asyncio.Event,
+) -> None:
+    assert board.lease is not None
+    host = Host(
+        database=board.database,
+        board=board,
+        lease=board.lease,
+        models=_pausing(models, clock),
+        turn_timeout=options.turn_timeout,
+        retry_delay=options.retry_delay,
+        concurrency=options.concurrency,
+        until_idle=options.until_idle,
+        clock=clock,
+        stopping=stopping,
+    )
+    names = ", ".join(dict.fromkeys(models[agent].name for agent in options.names))
+    log.info("hosting %s; the model is %s", " and ".join(options.names), names)
+    failed = await _run_agents(host, options)
+    if failed and options.until_idle:
+        turns = "turn" if failed == 1 else "turns"
+        raise AgentFailedError(f"{failed} {turns} failed; `assistant turns ls --failed` shows more")
 
 
 def _pausing(models: Mapping[str, Model], clock: Clock) -> dict[str, Model]:

@@ -21,6 +21,7 @@ from .upkeep import keep_board, keep_lease
 log = logging.getLogger(__name__)
 
 _LAST_WRITE_SECONDS = 30.0
+_AGAIN_SECONDS = 1.0
 
 
 async def track(database: Database, agent: str, command: Sequence[str], detail: str | None) -> int:
@@ -57,12 +58,20 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
 
 
 async def _keep(board: StatusBoard, lease: Lease) -> None:
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(keep_lease(board.database, lease))
-            tasks.create_task(keep_board(board))
-    except* LeaseLostError as lost:
-        log.warning("the command runs on, but off the board: %s", lost.exceptions[0])
+    lost = failing = False
+    while not lost:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(keep_lease(board.database, lease))
+                tasks.create_task(keep_board(board))
+        except* LeaseLostError as errors:
+            log.warning("the command runs on, but off the board: %s", errors.exceptions[0])
+            lost = True
+        except* AssistantError as errors:
+            if not failing:
+                log.warning("cannot renew the lease, trying on: %s", errors.exceptions[0])
+            failing = True
+            await asyncio.sleep(_AGAIN_SECONDS)
 
 
 async def _report_end(

@@ -143,7 +143,7 @@ async def _run_every(seconds: float, work: Callable[[], Awaitable[None]]) -> Non
             failing = False
         except AssistantError as error:
             if not failing:
-                log.warning("cannot tidy up, trying on: %s", error)
+                log.warning("cannot keep things in order, trying on: %s", error)
             failing = True
         await asyncio.sleep(seconds)
 

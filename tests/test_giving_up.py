@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from assistant_cli.errors import DatabaseUnreachableError
 from assistant_cli.store import database as database_module
@@ -44,10 +48,14 @@ async def backend_of(database: Database) -> int:
     return int(pid)
 
 
+async def rows_soon(database: Database, query: str, *parameters: object) -> None:
+    async with database.connection(patience=0.2) as connection:
+        await connection.execute(query.encode(), parameters)
+
+
 async def give_up(database: Database, value: str) -> None:
-    with pytest.raises(DatabaseUnreachableError, match="did not answer"):
-        async with database.connection(patience=0.2) as connection:
-            await connection.execute(UPSERT, (value, 1))
+    with pytest.raises(DatabaseUnreachableError, match=r"did not answer within 0\.2s"):
+        await rows_soon(database, UPSERT, value, 1)
 
 
 async def test_what_is_cancelled_is_broken_off_before_the_caller_is_told(
@@ -75,6 +83,56 @@ async def test_what_a_process_of_the_server_has_not_read_yet_does_not_come_after
     left = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {hanging}"
     await until_equal(database, left, [0])
     assert await database.kv.get("x") == "newer"
+
+
+async def test_it_does_not_come_after_what_is_newer_in_the_next_program_either(
+    database: Database, dsn: str
+) -> None:
+    program = Database(dsn)
+    with stopped(await backend_of(program)):
+        await give_up(program, "older")
+        await program.close()
+        await database.kv.set("x", "newer")
+    left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO kv%%'"
+    await until_equal(database, left, [0])
+    assert await database.kv.get("x") == "newer"
+
+
+async def test_who_may_not_end_a_session_goes_on_without(
+    dsn: str, sql: psycopg.Connection[Any]
+) -> None:
+    role = f"watcher_{uuid4().hex}"
+    sql.execute(f"CREATE ROLE {role} IN ROLE pg_monitor".encode())
+    acting = Database(make_conninfo(dsn, options=f"-c role={role}"))
+    try:
+        with stopped(await backend_of(acting)):
+            with pytest.raises(DatabaseUnreachableError):
+                await rows_soon(acting, "SELECT pg_sleep(1)")
+            assert await rows(acting, "SELECT current_user::text") == [role]
+    finally:
+        await acting.close()
+        sql.execute(f"DROP ROLE {role}".encode())
+
+
+@needs_pgbouncer
+async def test_a_pooler_outlives_those_who_give_up_twice(pooled_dsn: str) -> None:
+    database = Database(pooled_dsn)
+
+    async def give_up_often() -> None:
+        for number in range(200):
+            async with database.connection() as connection:
+                use = asyncio.create_task(connection.execute("SELECT pg_sleep(0.008)"))
+                await asyncio.sleep(0.002)
+                use.cancel()
+                await asyncio.sleep(0.0004 * (number % 6))
+                use.cancel()
+                await asyncio.gather(use, return_exceptions=True)
+
+    try:
+        await asyncio.gather(give_up_often(), give_up_often())
+        assert await rows(database, "SELECT 'there'") == ["there"]
+    finally:
+        await database.close()
 
 
 @needs_pgbouncer
@@ -122,22 +180,90 @@ async def test_whoever_follows_leaves_a_connection_that_hangs(
             assert await anext(states)
 
 
+@pytest.fixture
+def waiting(sql: psycopg.Connection[Any], dsn: str) -> Iterator[Callable[[], int | None]]:
+    """The process of the server for whoever waits for the table of keys, which is locked."""
+    query = (
+        "SELECT min(pid) FROM pg_stat_activity "
+        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def find() -> int | None:
+        row = sql.execute(query).fetchone()
+        return row and row[0]
+
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE kv")
+        yield find
+
+
 @pytest.mark.parametrize(
     "command", [("kv", "set", "k", "1"), ("report", "backup", "idle"), ("kv", "rm", "k")]
 )
 def test_ctrl_c_while_something_is_written_says_nothing_and_breaks_it_off(
-    assistant: CommandLine, sql: psycopg.Connection[Any], dsn: str, command: tuple[str, ...]
+    assistant: CommandLine, waiting: Callable[[], int | None], command: tuple[str, ...]
 ) -> None:
-    locked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid <> %s"
-    with psycopg.connect(dsn) as other:
-        other.execute("LOCK TABLE kv")
+    process = assistant.start(*command)
+    eventually(waiting, "the command to wait")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+    assert not waiting()
 
-        def waiting() -> bool:
-            return sql.execute(locked, (other.info.backend_pid,)).fetchone() != (0,)
 
-        process = assistant.start(*command)
-        eventually(waiting, "the command to wait")
+def test_a_second_ctrl_c_ends_it_at_once_and_says_nothing(
+    assistant: CommandLine, waiting: Callable[[], int | None]
+) -> None:
+    process = assistant.start("kv", "set", "k", "1")
+    eventually(waiting, "the command to wait")
+    backend = waiting()
+    assert backend is not None
+    with stopped(backend):
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "")
-        assert process.returncode == 130
-        assert not waiting()
+        # The first is handled once it is being broken off.
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=1) == ("", "")
+    assert process.returncode == 130
+
+
+def test_a_run_that_cannot_open_the_board_leaves_on_the_first_signal(
+    assistant: CommandLine, waiting: Callable[[], int | None]
+) -> None:
+    process = assistant.start("run")
+    eventually(waiting, "the run to wait")
+    process.terminate()
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 69
+    assert "could not write that the agents have stopped" in err
+
+
+@pytest.mark.parametrize("ended_by", ["its reader", "ctrl-c"])
+def test_an_export_from_a_server_that_hangs_ends(
+    assistant: CommandLine, sql: psycopg.Connection[Any], ended_by: str
+) -> None:
+    sql.execute("INSERT INTO kv SELECT n::text, to_jsonb(n) FROM generate_series(1, 100000) n")
+    copying = (
+        "SELECT min(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND query LIKE '%COPY%' AND state = 'active' AND pid <> pg_backend_pid()"
+    )
+
+    def backend() -> int:
+        row = sql.execute(copying).fetchone()
+        return (row and row[0]) or 0
+
+    reading, writing = os.pipe()
+    try:
+        process = assistant.start("kv", "export", stdout=writing)
+        eventually(backend, "the export")
+        if ended_by == "ctrl-c":
+            eventually(lambda: not select.select([], [writing], [], 0)[1], "a full pipe")
+        with stopped(backend()):
+            if ended_by == "ctrl-c":
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 130
+            os.close(reading)
+            assert process.wait(10) == (130 if ended_by == "ctrl-c" else 141)
+    finally:
+        os.close(writing)

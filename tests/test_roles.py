@@ -278,6 +278,34 @@ def test_a_stranger_who_holds_the_lock_of_migrations_holds_up_nobody(
         assert as_user["runtime"]("run", "--until-idle").code == 0
 
 
+def test_a_tracked_command_is_live_again_once_its_user_may_log_in_again(
+    as_user: dict[str, CommandLine], server: PasswordServer
+) -> None:
+    tracking = as_user["runtime"].start("track", "backup", "--", "sleep", "60")
+    lasts = "SELECT count(*) FROM assistant.leases WHERE expires_at > now() + interval '14 s'"
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+
+        def renewed() -> bool:
+            return connection.execute(lasts).fetchone() == (1,)
+
+        wait = ("wait", "backup", "--for", "running", "--timeout", "20s")
+        assert as_user["runtime"](*wait).code == 0
+        connection.execute("ALTER ROLE runtime NOLOGIN")
+        try:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'runtime'"
+            )
+            assert tracking.stderr is not None
+            refused = "cannot renew the lease, trying on: the database refuses this user"
+            assert any(refused in line for line in tracking.stderr)
+        finally:
+            connection.execute("ALTER ROLE runtime LOGIN")
+        eventually(renewed, "the lease again")
+        tracking.terminate()
+        assert tracking.wait(20) == 143
+        assert connection.execute("SELECT count(*) FROM assistant.leases").fetchone() == (0,)
+
+
 def contents(server: PasswordServer) -> list[object]:
     with psycopg.connect(server.url(), autocommit=True) as connection:
         return [

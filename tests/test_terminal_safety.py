@@ -285,7 +285,7 @@ def test_the_log_of_a_run_steers_no_terminal(
     assert run.stderr is not None
     lines = [run.stderr.readline() for _ in range(2)]
     assert_shown("".join(lines), [])
-    for said in ("the model is command:true # ", "cannot tidy up"):
+    for said in ("the model is command:true # ", "cannot keep things in order"):
         (line,) = (line for line in lines if said in line)
         assert_shown(line, ON_A_LINE)
 

@@ -158,7 +158,7 @@ def export(
                 async for block in blocks:
                     _write_block(block)
 
-    with_database(stream)
+    with_database(lambda database: while_read(stream(database)))
 
 
 def _write_block(block: bytes) -> None:

@@ -27,6 +27,8 @@ def log_to_stderr(level: int, form: LogFormat) -> None:
     handler.setFormatter(_FORMATTERS[form]())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
+    # It warns of connections that this program itself has closed.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     own = logging.getLogger("assistant_cli")
     if own.level == logging.NOTSET:
         own.setLevel(level)

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 _PLAIN = re.compile(r"[\w./:@%+=,^-]+")
 
+_INTERRUPTED = 130
+
 _database_url: str | None = None
 
 
@@ -47,7 +49,14 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     """Run asynchronous work to its end, or until Ctrl-C."""
     import asyncio
 
-    return asyncio.run(work)
+    runner = asyncio.Runner()
+    try:
+        return runner.run(work)
+    finally:
+        # What is given up ends within seconds. Cut off, it would tell of itself.
+        before = signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+        runner.close()
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

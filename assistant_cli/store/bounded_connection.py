@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -87,9 +88,21 @@ class BoundedConnection(AsyncConnection[TupleRow]):
         # Where libpq is older than 17, this raises, and the server notices within two seconds.
         request = self.pgconn.cancel_conn()
         request.start()
-        await waiting.wait_conn_async(
-            generators.cancel(request), interval=_BREAK_OFF_SECONDS, timeout=_BREAK_OFF_SECONDS
+        await _to_its_end(
+            waiting.wait_conn_async(
+                generators.cancel(request), interval=_BREAK_OFF_SECONDS, timeout=_BREAK_OFF_SECONDS
+            )
         )
         await waiting.wait_async(
             gen, self.pgconn.socket, interval=_BREAK_OFF_SECONDS, timeout=end - monotonic()
         )
+
+
+async def _to_its_end(sending: Coroutine[None, None, None]) -> None:
+    """Await it also past a cancellation: PgBouncer 1.18 dies of a request that is cut off."""
+    task = asyncio.create_task(sending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

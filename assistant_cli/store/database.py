@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from math import inf
 from time import monotonic
@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection, pq
 from psycopg.rows import TupleRow
 
-from ..errors import ConfigurationError, DatabaseUnreachableError
+from ..errors import AssistantError, ConfigurationError, DatabaseUnreachableError
 from .bounded_connection import BoundedConnection
 from .connection_string import parse_dsn
 from .refusals import raise_refused_connection, translate
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Connection = AsyncConnection[TupleRow]
 
 CONNECT_SECONDS = 10
+_LAST_USE_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
@@ -152,7 +153,7 @@ class Database:
             except TimeoutError as error:
                 await self._drop(connection)
                 raise DatabaseUnreachableError(
-                    f"the database did not answer within {patience:.0f}s"
+                    f"the database did not answer within {patience:g}s"
                 ) from error
             finally:
                 await self._give_back(connection)
@@ -178,13 +179,20 @@ class Database:
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
+        if self._unanswered:
+            # Whoever opens this database next must not be followed by what was given up here.
+            with suppress(AssistantError, TimeoutError):
+                async with asyncio.timeout(_LAST_USE_SECONDS), self.connection():
+                    pass
         await self._close_idle()
 
     async def _end_unanswered(self, connection: Connection) -> None:
         """End sessions that may not have read yet what they were asked to break off."""
         if self._unanswered:
             backends = list(self._unanswered)
-            await connection.execute(_END, {"backends": backends})
+            # Who acts in another role than the one that logged in may not.
+            with suppress(psycopg.errors.InsufficientPrivilege):
+                await connection.execute(_END, {"backends": backends})
             self._unanswered.difference_update(backends)
 
     async def _take(self) -> BoundedConnection:

@@ -34,8 +34,13 @@ async def export_lines(database: Database, prefix: str) -> AsyncGenerator[bytes]
         AsyncClientCursor(connection) as cursor,
         cursor.copy(_SQL["export"], key_range(prefix)),
     ):
-        while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-            yield await connection.wait(_read_block(connection.pgconn))
+        try:
+            while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                yield await connection.wait(_read_block(connection.pgconn))
+        except BaseException:
+            # Or psycopg would wait for the rest, from a server that hangs without end.
+            await connection.close()
+            raise
 
 
 def _read_block(connection: PGconn) -> PQGen[bytes]:
