@@ -186,7 +186,7 @@ async def _unless_stopped(work: Coroutine[Any, Any, T], stopping: asyncio.Event)
     finally:
         working.cancel()
         signalled.cancel()
-        await asyncio.wait({working, signalled})
+        await asyncio.gather(working, signalled, return_exceptions=True)
 
 
 async def _stand_by(database: Database, agents: Sequence[str]) -> Lease:

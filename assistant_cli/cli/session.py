@@ -54,7 +54,9 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
     finally:
         # What is given up ends within seconds. Cut off, it would tell of itself.
-        before = signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
         runner.close()
         signal.signal(signal.SIGINT, before)
 

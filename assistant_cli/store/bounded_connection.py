@@ -105,4 +105,6 @@ async def _to_its_end(sending: Coroutine[None, None, None]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
+        # Looked at, or its error would be told as one that nobody looked at.
+        task.exception()
         raise
