@@ -134,8 +134,9 @@ def _require_safe(home: Path) -> None:
             if owner != os.geteuid():
                 raise NotPermittedError(f"{home} belongs to {_name(owner)}; {_ELSEWHERE}")
         for path in (real, real / "config.toml"):
-            if path.stat().st_mode & 0o022:
-                cure = _ELSEWHERE if path.stat().st_mode & stat.S_ISVTX else f"chmod go-w {path}"
+            mode = path.stat().st_mode
+            if mode & 0o022:
+                cure = _ELSEWHERE if mode & stat.S_ISVTX else f"chmod go-w {path}"
                 raise NotPermittedError(f"others can write to {path}; {cure}")
     except FileNotFoundError:
         return

@@ -239,9 +239,9 @@ def test_a_run_that_cannot_open_the_board_leaves_on_the_first_signal(
     assert "could not write that the agents have stopped" in err
 
 
-@pytest.mark.parametrize("ended_by", ["its reader", "ctrl-c"])
+@pytest.mark.parametrize(("ended_by", "code"), [("its reader", 141), ("ctrl-c", 130)])
 def test_an_export_from_a_server_that_hangs_ends(
-    assistant: CommandLine, sql: psycopg.Connection[Any], ended_by: str
+    assistant: CommandLine, sql: psycopg.Connection[Any], ended_by: str, code: int
 ) -> None:
     sql.execute("INSERT INTO kv SELECT n::text, to_jsonb(n) FROM generate_series(1, 100000) n")
     copying = (
@@ -254,6 +254,7 @@ def test_an_export_from_a_server_that_hangs_ends(
         return (row and row[0]) or 0
 
     reading, writing = os.pipe()
+    reader = os.fdopen(reading, "rb")
     try:
         process = assistant.start("kv", "export", stdout=writing)
         eventually(backend, "the export")
@@ -262,8 +263,9 @@ def test_an_export_from_a_server_that_hangs_ends(
         with stopped(backend()):
             if ended_by == "ctrl-c":
                 process.send_signal(signal.SIGINT)
-                assert process.wait(10) == 130
-            os.close(reading)
-            assert process.wait(10) == (130 if ended_by == "ctrl-c" else 141)
+            else:
+                reader.close()
+            assert process.wait(10) == code
     finally:
+        reader.close()
         os.close(writing)

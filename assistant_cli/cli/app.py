@@ -18,7 +18,6 @@ from .. import __version__
 from ..errors import AssistantError, ClosedPipeError, NotPermittedError, OutputError, UsageError
 from . import commands, output, session
 
-_INTERRUPTED = 130
 _NOT_WRITTEN = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF}
 _NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -189,7 +188,7 @@ def run_command_line(arguments: list[str]) -> int:
         words = _global_options_first(arguments)
         _require_known_shell(words)
         result = create_app()(words, prog_name="assistant", standalone_mode=False)
-        if result == _INTERRUPTED:
+        if result == session.INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
             output.silence(sys.stdout)
         sys.stdout.flush()
@@ -203,7 +202,7 @@ def run_command_line(arguments: list[str]) -> int:
         code = error.exit_code
         _report(str(error))
     except typer.Abort:
-        code = _INTERRUPTED
+        code = session.INTERRUPTED
     except Exception as error:
         code = _exit_code_of(error)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -61,24 +62,14 @@ def _complete_states(incomplete: str) -> list[str]:
     return [begun + state for state in _STATES if (begun + state).startswith(incomplete)]
 
 
+_states_option = partial(typer.Option, metavar="STATE[,STATE]", autocompletion=_complete_states)
+
+
 def wait(
     agents: Annotated[list[str], typer.Argument(autocompletion=complete_agents)],
-    wanted: Annotated[
-        str,
-        typer.Option(
-            "--for",
-            metavar="STATE[,STATE]",
-            autocompletion=_complete_states,
-            help=f"One of {', '.join(_STATES)}.",
-        ),
-    ],
+    wanted: Annotated[str, _states_option("--for", help=f"One of {', '.join(_STATES)}.")],
     fail_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STATE[,STATE]",
-            autocompletion=_complete_states,
-            help="Exit 6 (4 for stale) when one is seen.",
-        ),
+        str | None, _states_option(help="Exit 6 (4 for stale) when one is seen.")
     ] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the agents is enough.")] = False,
     timeout: Annotated[

@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _PLAIN = re.compile(r"[\w./:@%+=,^-]+")
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 _database_url: str | None = None
 
@@ -56,7 +57,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
         # What is given up ends within seconds. Cut off, it would tell of itself.
         before = signal.getsignal(signal.SIGINT)
         if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
+            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         runner.close()
         signal.signal(signal.SIGINT, before)
 
