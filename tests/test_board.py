@@ -314,6 +314,38 @@ async def test_since_changes_with_the_status_and_not_with_the_detail(
     assert await since("running", None) > ended
 
 
+async def test_an_agent_that_comes_back_on_the_board_as_it_was_has_been_so_since_then(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    board = StatusBoard(database)
+    for detail in ("a", "b"):
+        await board.update("backup", {"status": "running", "detail": detail})
+    query = "SELECT since, updated_at FROM assistant.agent_status"
+    was = sql.execute(query).fetchone()
+    sql.execute("DELETE FROM kv WHERE key = 'status_board'")
+    await board.update("backup", {"status": "running", "detail": "b"})
+    assert sql.execute(query).fetchone() == was
+    sql.execute("UPDATE kv SET value = '{}'")
+    await board.update("backup", {"status": "running", "detail": "c"})
+    since = sql.execute("SELECT since FROM assistant.agent_status").fetchone()
+    assert was is not None
+    assert since == was[:1]
+    assert events(sql, "backup") == [("running", detail) for detail in ("a", "b", "c")]
+
+
+async def test_a_status_from_before_events_were_recorded_is_known_since_the_first_of_them(
+    database: Database, sql: psycopg.Connection[Any]
+) -> None:
+    store(sql, {"backup": {"status": "running", "detail": "a"}})
+    sql.execute("TRUNCATE assistant.board_events")
+    query = "SELECT since FROM assistant.agent_status"
+    assert sql.execute(query).fetchone() == (None,)
+    for detail in ("b", "c"):
+        await StatusBoard(database).update("backup", {"status": "running", "detail": detail})
+    first = sql.execute("SELECT min(at) FROM assistant.board_events").fetchone()
+    assert sql.execute(query).fetchone() == first
+
+
 async def test_an_update_that_says_the_same_again_is_no_transition(
     database: Database, sql: psycopg.Connection[Any]
 ) -> None:
@@ -381,7 +413,8 @@ async def test_an_agent_that_is_silent_or_new_costs_the_same_however_much_others
         return int(row[0])
 
     board_update = 'UPDATE kv SET value = value || \'{{"{}": {{"status": "failed"}}}}\''
-    assert events_read_by(board_update.format("silent")) < 20
+    assert events_read_by(board_update.format("conversation")) == 0
+    assert events_read_by(board_update.format("silent")) == 0
     assert events_read_by(board_update.format("new")) < 20
     assert events_read_by("SELECT * FROM assistant.agent_status") < 20
 

@@ -88,6 +88,21 @@ async def test_old_transitions_go_but_for_the_last_of_each_agent(database: Datab
     assert left == ["a", "b"]
 
 
+async def test_the_transition_that_tells_since_when_a_status_lasts_stays(
+    database: Database,
+) -> None:
+    await rows(
+        database,
+        "INSERT INTO assistant.board_events (agent, status, detail, since, at) "
+        "SELECT 'a', 'running', n, CASE WHEN n IN (1, 2) THEN at END, at "
+        "FROM generate_series(1, 9) AS n, make_interval(days => 40, secs => -n) AS age, "
+        "LATERAL (SELECT now() - age) AS time (at)",
+    )
+    await prune(database)
+    left = await rows(database, "SELECT detail FROM assistant.board_events ORDER BY id")
+    assert left == ["2", "9"]
+
+
 async def test_expired_keys_go(database: Database) -> None:
     await rows(
         database,

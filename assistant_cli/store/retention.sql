@@ -19,11 +19,13 @@ DELETE FROM public.kv WHERE key IN (
 ) AND expires_at <= clock_timestamp();
 
 -- name: delete_old_events
+-- The last of each agent stays, and the one that tells since when its status is as it is.
 DELETE FROM assistant.board_events WHERE id IN (
     SELECT id FROM assistant.board_events AS old
     WHERE at < clock_timestamp() - %(keep)s
         AND EXISTS (SELECT FROM assistant.board_events AS newer
-            WHERE newer.agent = old.agent AND newer.id > old.id)
+            WHERE newer.agent = old.agent AND newer.id > old.id
+                AND (old.since IS NULL OR newer.since IS NOT NULL))
     ORDER BY at LIMIT 1000
 );
 

@@ -66,7 +66,7 @@ def _events(count: int) -> list[str]:
         "INSERT INTO kv (key, value) VALUES ('status_board', "
         f"jsonb_build_object('silent', {said}, 'agent-1', {said}))",
         "INSERT INTO assistant.board_events (agent, status, detail, since) "
-        f"SELECT 'agent-1', 'running', 'step ' || n, now() FROM generate_series(1, {count}) n",
+        f"SELECT 'agent-1', 'running', 'step ' || n, NULL FROM generate_series(1, {count}) n",
     ]
 
 
