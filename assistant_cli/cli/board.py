@@ -11,7 +11,7 @@ import typer
 from ..errors import AgentFailedError, DeadlinePassedError, StaleError, UsageError
 from ..messages import AgentStatus
 from .commands import Command
-from .session import Agent, complete_agents, duration, with_database
+from .session import TIMEOUT, Agent, complete_agents, duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -72,9 +72,7 @@ def wait(
         str | None, _states_option(help="Exit 6 (4 for stale) when one is seen.")
     ] = None,
     any_: Annotated[bool, typer.Option("--any", help="One of the agents is enough.")] = False,
-    timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
-    ] = "60s",
+    timeout: Annotated[str, TIMEOUT] = "60s",
 ) -> None:
     """Wait until agents are in a state, also agents that are not on the board yet.
 
@@ -86,8 +84,7 @@ def wait(
     assistant wait heartbeat --for idle --fail-on failed --timeout 5m
     """
     targets, failures = _states(wanted, "--for"), _states(fail_on or "", "--fail-on")
-    limit = duration(timeout, "--timeout")
-
+    enough = any if any_ else all
     seen: dict[str, str] = {}
 
     async def follow(database: Database) -> None:
@@ -98,12 +95,11 @@ def wait(
                 rows = [snapshot.find(agent) for agent in agents]
                 seen.update(zip(agents, map(_describe, rows), strict=True))
                 _refuse(agents, rows, failures)
-                reached = [_matches(row, targets) for row in rows]
-                if any(reached) if any_ else all(reached):
+                if enough(_matches(row, targets) for row in rows):
                     return
 
     try:
-        with_database(follow, timeout=limit)
+        with_database(follow, timeout=duration(timeout, "--timeout"))
     except DeadlinePassedError:
         found = ", ".join(f"{agent} {state}" for agent, state in seen.items())
         raise DeadlinePassedError(

@@ -9,7 +9,7 @@ import typer
 from ..errors import AgentFailedError
 from . import output
 from .commands import Command, Group
-from .session import JsonOption, duration, with_database
+from .session import TIMEOUT, JsonOption, duration, optional_duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -36,9 +36,7 @@ def now(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for its end, and print what it said.")
     ] = False,
-    timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
-    ] = "10m",
+    timeout: Annotated[str, TIMEOUT] = "10m",
 ) -> None:
     """Ask for a heartbeat now, also in a pause, out of hours, or when nothing has happened.
 
@@ -80,7 +78,7 @@ def pause(
     ] = None,
 ) -> None:
     """Let heartbeats be skipped until `resume`; reminders and schedules come all the same."""
-    length = None if for_ is None else duration(for_, "--for")
+    length = optional_duration(for_, "--for")
 
     async def rest(database: Database) -> str:
         from ..store import ticks

@@ -11,7 +11,7 @@ import typer
 from ..errors import BadDataError, InputMissingError, NotFoundError, UsageError
 from . import output
 from .commands import Command, Group
-from .session import JsonOption, Key, complete_keys, duration, with_database
+from .session import JsonOption, Key, complete_keys, optional_duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -114,17 +114,18 @@ def describe_entry(entry: Entry) -> str:
     return f'{{"key": {json.dumps(entry.key)}, "value": {entry.text}, {fields[1:]}'
 
 
+_Value = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[VALUE|-|@FILE]", help="Strict JSON; - or nothing: from stdin.", show_default=False
+    ),
+]
+
+
 @app.command(name="set", cls=Command)
 def set_(
     key: Key,
-    value: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[VALUE|-|@FILE]",
-            help="Strict JSON; - or nothing: from stdin.",
-            show_default=False,
-        ),
-    ] = None,
+    value: _Value = None,
     string: Annotated[bool, typer.Option("--string", help="VALUE is text, not JSON.")] = False,
     create: Annotated[bool, typer.Option("--create", help="Only if the key is missing.")] = False,
     if_revision: Annotated[
@@ -150,7 +151,7 @@ def set_(
     if create and (merge or if_revision is not None):
         raise UsageError("--create goes with neither --merge nor --if-revision")
     text = _read_value(value, string)
-    expiry = duration(ttl, "--ttl") if ttl is not None else None
+    expiry = optional_duration(ttl, "--ttl")
     revision = with_database(
         lambda database: database.kv.set_text(
             key, text, create=create, merge=merge, if_revision=if_revision, ttl=expiry

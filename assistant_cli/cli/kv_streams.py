@@ -15,9 +15,18 @@ import typer
 from ..errors import BadDataError, InputMissingError, UsageError
 from . import output
 from .commands import Command
-from .session import complete_keys, duration, interruptible, while_read, with_database
+from .session import (
+    TIMEOUT,
+    complete_keys,
+    interruptible,
+    optional_duration,
+    while_read,
+    with_database,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from ..store.database import Database
     from ..store.watch import Change
 
@@ -59,9 +68,7 @@ def watch(
         bool, typer.Option("--no-initial", help="Leave out what is there at the start.")
     ] = False,
     count: Annotated[int | None, typer.Option("-n", min=1, help="Leave after so many.")] = None,
-    timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
-    ] = None,
+    timeout: Annotated[str | None, TIMEOUT] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print key, value, revision and times as a document.")
     ] = False,
@@ -78,24 +85,29 @@ def watch(
     """
     if (key is None) == (prefix is None):
         raise UsageError("give either a key or --prefix")
-    limit = duration(timeout, "--timeout") if timeout is not None else None
     shape = "json" if as_json else "entry" if key is None else "value"
 
     async def follow(database: Database) -> int:
-        code = 0
-        seen = 0
         changes = database.kv.watch(key, prefix=prefix or "", initial=not no_initial)
-        async with aclosing(changes):
-            async for change in changes:
-                code = await _pass_on(change, shape, command)
-                seen += 1
-                if seen == count:
-                    break
-        return code
+        return await while_read(_pass_all_on(changes, shape, command, count))
 
-    code = with_database(lambda database: while_read(follow(database)), timeout=limit)
-    if code:
+    if code := with_database(follow, timeout=optional_duration(timeout, "--timeout")):
         raise typer.Exit(code)
+
+
+async def _pass_all_on(
+    changes: AsyncGenerator[Change], shape: str, command: list[str] | None, count: int | None
+) -> int:
+    """Pass changes on, so many at most; the exit code of the last command."""
+    code = 0
+    seen = 0
+    async with aclosing(changes):
+        async for change in changes:
+            code = await _pass_on(change, shape, command)
+            seen += 1
+            if seen == count:
+                break
+    return code
 
 
 async def _pass_on(change: Change, shape: str, command: list[str] | None) -> int:

@@ -34,45 +34,53 @@ def register(app: typer.Typer) -> None:
     app.command(cls=Command)(run)
 
 
+_Hosted = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Host only this agent: conversation, heartbeat, a further worker such as "
+        "conversation@b, or one of your own as pkg.module:name; may be given several times.",
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="offline, command:CMD, or such as openai:gpt-5. "
+        "[env: ASSISTANT_MODEL; default: offline]",
+    ),
+]
+_Heartbeat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION|off",
+        help="Time between heartbeats. [env: ASSISTANT_HEARTBEAT; default: 30m]",
+    ),
+]
+_Concurrency = Annotated[
+    int, typer.Option(min=1, max=100, help="How many conversations are answered at a time.")
+]
+_Drain = Annotated[
+    str, typer.Option(metavar="DURATION", help="Time for a turn to finish after a signal.")
+]
+_LogFormat = Annotated[
+    str, typer.Option(metavar="text|json", help="How events are written to stderr.")
+]
+
+
 def run(
-    agent: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Host only this agent: conversation, heartbeat, a further worker such as "
-            "conversation@b, or one of your own as pkg.module:name; may be given several times.",
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="offline, command:CMD, or such as openai:gpt-5. "
-            "[env: ASSISTANT_MODEL; default: offline]",
-        ),
-    ] = None,
-    heartbeat: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DURATION|off",
-            help="Time between heartbeats. [env: ASSISTANT_HEARTBEAT; default: 30m]",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=100, help="How many conversations are answered at a time.")
-    ] = 8,
+    agent: _Hosted = None,
+    model: _Model = None,
+    heartbeat: _Heartbeat = None,
+    concurrency: _Concurrency = 8,
     standby: Annotated[
         bool, typer.Option("--standby", help="Wait while another process runs, then take over.")
     ] = False,
     until_idle: Annotated[
         bool, typer.Option("--until-idle", help="Leave when nothing is left to do.")
     ] = False,
-    drain: Annotated[
-        str, typer.Option(metavar="DURATION", help="Time for a turn to finish after a signal.")
-    ] = "20s",
-    log_format: Annotated[
-        str, typer.Option(metavar="text|json", help="How events are written to stderr.")
-    ] = "text",
+    drain: _Drain = "20s",
+    log_format: _LogFormat = "text",
 ) -> None:
     """Host the conversation and the heartbeat agent until a signal.
 
@@ -82,7 +90,6 @@ def run(
     \b
     assistant run --model 'command:llm -m gpt-5'
     """
-    from ..runtime import BUILT_IN
     from ..runtime import run as host_agents
 
     _start_log(log_format)
@@ -95,13 +102,19 @@ def run(
         drain=duration(drain, "--drain"),
     )
     models = models_from(settings(), options.names, model)
-    for name in settings().models.keys() - {*options.names, *BUILT_IN}:
-        output.tell(f"config.toml has a model for {name}, which this run does not host")
+    _tell_of_other_models(options.names)
 
     async def host(database: Database) -> None:
         await host_agents(database, models, options)
 
     with_database(host, setup=True)
+
+
+def _tell_of_other_models(hosted: Iterable[str]) -> None:
+    from ..runtime import BUILT_IN
+
+    for name in settings().models.keys() - {*hosted, *BUILT_IN}:
+        output.tell(f"config.toml has a model for {name}, which this run does not host")
 
 
 def _start_log(form: str) -> None:

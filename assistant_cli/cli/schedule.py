@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ..errors import UsageError
-from ..messages import MAIN_CONVERSATION
+from ..messages import MAIN_CONVERSATION, Action
 from . import output
 from .commands import Command, Group
 from .send import read_message
@@ -52,6 +52,11 @@ Zone = Annotated[
 ]
 
 
+_ONCE_OR_SKIP = typer.Option(
+    metavar="once|skip", help="For times that nobody ran at: fire once for all, or not."
+)
+
+
 @app.command(cls=Command)
 def add(
     text: Annotated[
@@ -64,12 +69,7 @@ def add(
     conversation: Annotated[
         str, typer.Option("--conversation", "-c", help="The conversation.")
     ] = MAIN_CONVERSATION,
-    catch_up: Annotated[
-        str,
-        typer.Option(
-            metavar="once|skip", help="For times that nobody ran at: fire once for all, or not."
-        ),
-    ] = "once",
+    catch_up: Annotated[str, _ONCE_OR_SKIP] = "once",
     say: Annotated[
         bool, typer.Option("--say", help="Say TEXT as it is, instead of asking the assistant.")
     ] = False,
@@ -92,13 +92,9 @@ def add(
     async def put(database: Database) -> int:
         from ..store.schedules import add_schedule
 
+        action: Action = "say" if say else "ask"
         return await add_schedule(
-            database,
-            content,
-            timing,
-            conversation=conversation,
-            action="say" if say else "ask",
-            catch_up=policy,
+            database, content, timing, conversation=conversation, action=action, catch_up=policy
         )
 
     output.print_data(str(with_database(put)))
@@ -163,9 +159,7 @@ def edit(
     every: Every = None,
     cron: Cron = None,
     tz: Zone = None,
-    catch_up: Annotated[
-        str | None, typer.Option(metavar="once|skip", help="For times that nobody ran at.")
-    ] = None,
+    catch_up: Annotated[str | None, _ONCE_OR_SKIP] = None,
 ) -> None:
     """Change a schedule; exit 3 if there is none, or it is done or cancelled.
 
@@ -189,13 +183,8 @@ def edit(
     async def change(database: Database) -> None:
         from ..store.schedules import edit_schedule
 
-        await edit_schedule(
-            database,
-            number,
-            content=content,
-            catch_up=policy,
-            retime=retime if retimed else None,
-        )
+        timing = retime if retimed else None
+        await edit_schedule(database, number, content=content, catch_up=policy, retime=timing)
 
     with_database(change)
 

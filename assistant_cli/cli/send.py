@@ -15,7 +15,7 @@ from ..errors import AssistantError, DeadlinePassedError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
-from .session import duration, with_database
+from .session import TIMEOUT, duration, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -34,9 +34,7 @@ def send(
         str | None, typer.Argument(metavar="TEXT|-", help="The message; - or nothing: from stdin.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Print the reply.")] = False,
-    timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="Exit 124 after this time.")
-    ] = "10m",
+    timeout: Annotated[str, TIMEOUT] = "10m",
     external_id: Annotated[
         str | None,
         typer.Option("--id", metavar="KEY", help="Your name for it: sent again, it is kept once."),

@@ -166,6 +166,11 @@ def duration(text: str, option: str) -> timedelta:
         raise UsageError(f"{option}: {error}") from None
 
 
+def optional_duration(text: str | None, option: str) -> timedelta | None:
+    """Parse a duration as `duration` does; None where the option is not given."""
+    return None if text is None else duration(text, option)
+
+
 def complete_keys(incomplete: str) -> list[str]:
     """The keys that start with what was typed; none where the database is not up."""
     return _complete(lambda database: database.kv.list_keys(incomplete, 100))
@@ -210,5 +215,6 @@ Agents = Annotated[
     list[str] | None, typer.Argument(autocompletion=complete_agents, help="The agents.")
 ]
 Key = Annotated[str, typer.Argument(autocompletion=complete_keys, help="A key.")]
+TIMEOUT = typer.Option(metavar="DURATION", help="Exit 124 after this time.")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Count = Annotated[int, typer.Option("-n", min=1, max=1_000_000, help="At most so many.")]

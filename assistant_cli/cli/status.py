@@ -11,7 +11,7 @@ import typer
 from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
 from . import output
 from .commands import Command
-from .session import Agents, duration, while_read, with_database
+from .session import Agents, optional_duration, while_read, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -185,7 +185,7 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
 
 
 def _show_history(names: list[str], since: str | None, count: int, as_json: bool) -> None:
-    age = duration(since, "--since") if since is not None else None
+    age = optional_duration(since, "--since")
 
     async def read(database: Database) -> list[Transition]:
         from ..store.status import read_transitions

@@ -79,9 +79,7 @@ async def _states(
     if is_pooled(connection):
         poll = min(poll, POLL_SECONDS_WITHOUT_HINTS)
     try:
-        if not is_pooled(connection):
-            async with asyncio.timeout(_READ_SECONDS):
-                await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        await _listen(connection, channel)
         while True:
             # Hints about other things, however many, must not put off the look at everything.
             complete = not payloads or "" in payloads or now() >= look_at_all
@@ -110,6 +108,13 @@ async def _states(
         raise translate(error) from error
     finally:
         await _stop_listening(connection)
+
+
+async def _listen(connection: Connection, channel: str) -> None:
+    """Have hints sent, where a pooler lets them through."""
+    if not is_pooled(connection):
+        async with asyncio.timeout(_READ_SECONDS):
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
 
 
 @contextmanager

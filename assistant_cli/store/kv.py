@@ -142,24 +142,24 @@ class KeyValues:
             self._batches.add(_SetKey(written, key, text, ttl))
             return await written
         create = create or if_revision == 0
-        lend = self._database.transaction if merge else self._database.connection
         query = _query_for_set(create, merge, if_revision)
-        parameters = {
-            "key": key,
-            "value": text,
-            "ttl": ttl,
-            "merge": merge,
-            "revision": if_revision,
-        }
-        async with lend() as connection:
-            row = await (await connection.execute(_SQL[query], parameters)).fetchone()
-            if row is not None and merge:
-                check_json(row[1])
-        if row is not None:
-            return int(row[0])
+        parameters = {"key": key, "value": text, "ttl": ttl, "revision": if_revision}
+        revision = await self._set_alone(query, parameters, merge)
+        if revision is not None:
+            return revision
         if create:
             raise ConflictError(f"the key {key!r} exists already")
         raise ConflictError(f"the key {key!r} does not have revision {if_revision} (any more)")
+
+    async def _set_alone(self, query: str, parameters: dict[str, Any], merge: bool) -> int | None:
+        """Store one text in a commit of its own; its revision, None where a condition fails."""
+        lend = self._database.transaction if merge else self._database.connection
+        async with lend() as connection:
+            cursor = await connection.execute(_SQL[query], {**parameters, "merge": merge})
+            row = await cursor.fetchone()
+            if row is not None and merge:
+                check_json(row[1])
+        return None if row is None else int(row[0])
 
     async def _set_batch(self, batch: list[_SetKey]) -> None:
         """Store each text; a key that comes again is stored again, after all the others."""

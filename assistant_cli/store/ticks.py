@@ -150,9 +150,7 @@ async def finish(
         unanswered = []
         if report_after is not None:
             unanswered = await inbox.take_unreported(connection, report_after)
-        outcome: Outcome = "done" if unanswered or text or effects else "silent"
-        if skipped and outcome == "silent":
-            outcome = "skipped"
+        outcome = _outcome(bool(unanswered or text or effects), skipped)
         if not await turns.end(connection, turn, outcome, skipped):
             # Kept by an attempt before this one: nothing is marked as reported again.
             raise psycopg.Rollback
@@ -166,6 +164,12 @@ async def finish(
         reach("thought.before")
     reach("thought.after")
     return outcome
+
+
+def _outcome(done: bool, skipped: str | None) -> Outcome:
+    if done:
+        return "done"
+    return "skipped" if skipped else "silent"
 
 
 async def end_without_result(

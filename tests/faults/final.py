@@ -123,6 +123,17 @@ class Final:
     retried: Sequence[str] = ()
 
 
+_FIRED = (
+    "SELECT extract(epoch FROM runs.due_at)::float8 AS at, missed + 1 AS times "
+    "FROM assistant.schedule_runs AS runs JOIN assistant.schedules ON id = schedule_id "
+    f"WHERE content = '{SCHEDULED}' ORDER BY 1",
+    "SELECT extract(epoch FROM due_at)::float8 AS at FROM assistant.schedules "
+    f"WHERE content = '{SCHEDULED}'",
+    f"SELECT count(*) AS times FROM assistant.messages WHERE content = '{SCHEDULED}'",
+)
+"""The times a schedule fired, when it is due next, and how often its text was said."""
+
+
 def read_store(dsn: str) -> Final:
     """What is stored now, read with plain SQL; where there is no witness, without its notes."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
@@ -143,18 +154,7 @@ def read_store(dsn: str) -> Final:
         witness = bool(query("SELECT FROM pg_namespace WHERE nspname = 'faults'"))
         holders = query("SELECT * FROM faults.holders") if witness else []
         writes = query("SELECT * FROM faults.writes ORDER BY id") if witness else []
-        firings = query(
-            "SELECT extract(epoch FROM runs.due_at)::float8 AS at, missed + 1 AS times "
-            "FROM assistant.schedule_runs AS runs JOIN assistant.schedules ON id = schedule_id "
-            f"WHERE content = '{SCHEDULED}' ORDER BY 1"
-        )
-        following = query(
-            "SELECT extract(epoch FROM due_at)::float8 AS at FROM assistant.schedules "
-            f"WHERE content = '{SCHEDULED}'"
-        )
-        said = query(
-            f"SELECT count(*) AS times FROM assistant.messages WHERE content = '{SCHEDULED}'"
-        )
+        firings, following, said = map(query, _FIRED)
     return Final(
         keys={row["key"]: (row["value"], row["revision"]) for row in keys},
         board=boards[0]["value"] if boards else {},
