@@ -21,11 +21,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composed, Identifier
 
 from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store.database import Database
+from assistant_cli.store.kv import KeyValues
 from assistant_cli.store.migrations import migrate
 
 from .forking import Forker, is_forkable
@@ -106,6 +108,19 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 def sql(dsn: str) -> Iterator[psycopg.Connection[Any]]:
     """The test's database as any other program sees and changes it."""
     with psycopg.connect(dsn, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def kv(database: Database) -> KeyValues:
+    """The keys of the test's database, as the library has them."""
+    return database.kv
+
+
+@pytest.fixture
+async def plain(dsn: str) -> AsyncIterator[AsyncConnection]:
+    """Another program: a connection that knows nothing of the library."""
+    async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
         yield connection
 
 
