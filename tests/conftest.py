@@ -26,10 +26,13 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Composed, Identifier
 
 from assistant_cli.embedded_postgres import EmbeddedPostgres
+from assistant_cli.store import leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
+from assistant_cli.store.leases import Lease
 from assistant_cli.store.migrations import migrate
 
+from .driven_clock import DrivenClock
 from .forking import Forker, is_forkable
 from .openai_server import MODEL, OpenAIServer, serving
 
@@ -122,6 +125,12 @@ async def plain(dsn: str) -> AsyncIterator[AsyncConnection]:
     """Another program: a connection that knows nothing of the library."""
     async with await AsyncConnection.connect(dsn, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture
+async def lease(database: Database) -> Lease:
+    """What whoever answers messages holds."""
+    return await leases.acquire(database, ["conversation"])
 
 
 def _database(admin_dsn: str, template: str) -> Iterator[str]:
@@ -252,6 +261,12 @@ def talking(
 
     monkeypatch.setenv("ASSISTANT_BASE_URL", server.base_url)
     return partial(hosting, database, MODEL)
+
+
+@pytest.fixture
+def clock() -> DrivenClock:
+    """A clock whose time only the test moves."""
+    return DrivenClock()
 
 
 @pytest.fixture
