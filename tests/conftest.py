@@ -27,6 +27,7 @@ from psycopg.sql import SQL, Composed, Identifier
 
 from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.store import leases
+from assistant_cli.store.board import StatusBoard
 from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
 from assistant_cli.store.leases import Lease
@@ -133,6 +134,15 @@ async def lease(database: Database) -> Lease:
     return await leases.acquire(database, ["conversation"])
 
 
+@pytest.fixture
+async def boards(dsn: str) -> AsyncIterator[list[StatusBoard]]:
+    """The boards of as many processes, or of what the server takes for such."""
+    databases = [Database(dsn) for _ in range(6)]
+    yield [StatusBoard(database) for database in databases]
+    for database in databases:
+        await database.close()
+
+
 def _database(admin_dsn: str, template: str) -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
     create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
@@ -233,6 +243,27 @@ def assistant(dsn: str, environment: dict[str, str]) -> Iterator[CommandLine]:
     command_line = CommandLine({**environment, "ASSISTANT_DATABASE_URL": dsn})
     yield command_line
     command_line.end_all()
+
+
+@pytest.fixture
+def kept(assistant: CommandLine, sql: psycopg.Connection[Any]) -> CommandLine:
+    """The command line on a database with a turn of each kind."""
+    sql.execute("""
+        INSERT INTO assistant.turns (agent, trigger, conversation, token, model, outcome, error,
+            started_at, ended_at, requests, input_tokens, output_tokens, cost_usd) VALUES
+        ('conversation', 'message', 'main', 1, 'm', 'done', NULL,
+            '2026-11-23T10:00:00Z', '2026-11-23T10:01:02.5Z', 2, 1200, 34, 0.0000123),
+        ('heartbeat', 'timer', 'main', 1, 'm', 'silent', NULL,
+            '2026-11-23T10:00:00Z', '2026-11-23T10:00:00Z', 0, 0, 0, NULL),
+        ('conversation', 'message', 'work', 1, 'm', 'failed', E'first\\tline\\nsecond line',
+            '2026-11-23T10:00:00Z', '2026-11-23T10:00:01Z', 0, 0, 0, NULL),
+        ('heartbeat', 'reminder', NULL, 1, 'none', 'timed_out', 'late',
+            '2026-11-23T10:00:00Z', '2026-11-23T10:00:01Z', 0, 0, 0, NULL),
+        ('conversation', 'message', 'main', 1, 'm', 'interrupted', 'gone',
+            '2026-11-23T10:00:00Z', '2026-11-23T10:00:01Z', 0, 0, 0, NULL),
+        ('conversation', 'message', 'main', 1, 'm', 'running', NULL, now(), NULL, 0, 0, 0, NULL)
+    """)
+    return assistant
 
 
 @pytest.fixture
