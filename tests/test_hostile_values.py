@@ -14,9 +14,9 @@ import psycopg
 import pytest
 
 from .conftest import CommandLine, eventually
+from .hostile_text import DRAWING
 from .terminals import Terminal
 from .test_help_and_completion import PATHS
-from .test_terminal_safety import DRAWING
 
 CORPUS = {
     "markup": "[red]x[/red] [/foo] [link=http://x]y[/link] :smile: {0} %s",

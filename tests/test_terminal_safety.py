@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +10,8 @@ import psycopg
 import pytest
 
 from .conftest import CommandLine, eventually
+from .hostile_text import BIDI, DRAWING, HOSTILE, IN_JSON, ON_A_LINE, STEERING
 from .terminals import Terminal
-
-# As stored, as shown on a line of a terminal, as shown in JSON on a terminal.
-PIECES = [
-    ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m", r"\u001b[31mred\u001b[0m"),
-    ("\x1b[2J\x1b[H", r"\x1b[2J\x1b[H", r"\u001b[2J\u001b[H"),
-    ("\x1b]8;;http://x\x07at", r"\x1b]8;;http://x\x07at", r"\u001b]8;;http://x\u0007at"),
-    ("\x1b]52;c;eA==\x07clip", r"\x1b]52;c;eA==\x07clip", r"\u001b]52;c;eA==\u0007clip"),
-    ("\x9b31mred\x9d52;c;eA==\x9c", r"\x9b31mred\x9d52;c;eA==\x9c", r"\u009b31mred\u009d52;c;"),
-    ("\u202etxet\u202c \u2066a\u2069", r"\u202etxet\u202c \u2066a\u2069", r"\u202etxet\u202c"),
-    ("over\rwritten\x7f", r"over\rwritten\x7f", r"over\rwritten\u007f"),
-    ("[red]x[/red] [/foo] :smile:", "[red]x[/red] [/foo] :smile:", "[red]x[/red] [/foo] :smile:"),
-    ("[link=http://x]y[/link]", "[link=http://x]y[/link]", "[link=http://x]y[/link]"),
-    ("\u00fc\u4e2d", "\u00fc\u4e2d", ""),
-]
-HOSTILE = " ".join(stored for stored, _, _ in PIECES)
-ON_A_LINE = [shown for _, shown, _ in PIECES]
-IN_JSON = [shown for _, _, shown in PIECES]
-
-# A key that the commands themselves accept.
-BIDI = "\u202eyek [red]x[/red] \u00fc"
-
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-# What draws the board itself: its own colors, none of which is plain red, and its movements.
-DRAWING = re.compile(r"\x1b\[(0|1|2|32|36|1;31)m|\x1b\[\?25[lh]|\r?\x1b\[2K|\x1b\[(\d*A|H|\?1049h)")
 
 
 def put(sql: psycopg.Connection[Any], key: str, value: object) -> None:
@@ -299,46 +273,6 @@ def test_the_log_of_a_run_that_stands_by_steers_no_terminal(
     line = run.stderr.readline()
     assert "standing by: conversation is already held by host " in line
     assert_shown(line, ON_A_LINE)
-
-
-# In the shell's completion
-
-
-def complete(assistant: CommandLine, sql: psycopg.Connection[Any], shell: str, key: str) -> str:
-    """What completes `assistant kv get q` in a shell where only `key` starts so."""
-    put(sql, key, 1)
-    facts = {
-        "_ASSISTANT_COMPLETE": f"complete_{shell}",
-        "_TYPER_COMPLETE_ARGS": "assistant kv get q",
-        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
-        "COMP_WORDS": "assistant kv get q",
-        "COMP_CWORD": "3",
-    }
-    return CommandLine({**assistant.environment, **facts})().out
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_offers_keys(
-    assistant: CommandLine, sql: psycopg.Connection[Any], shell: str
-) -> None:
-    assert "quick\u00fc" in complete(assistant, sql, shell, "quick\u00fc")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_steers_no_terminal(
-    assistant: CommandLine, sql: psycopg.Connection[Any], shell: str
-) -> None:
-    assert_shown(complete(assistant, sql, shell, f"q{HOSTILE}"), [])
-
-
-def test_completion_runs_nothing(
-    assistant: CommandLine, sql: psycopg.Connection[Any], tmp_path: Path
-) -> None:
-    script = complete(assistant, sql, "zsh", f"q\\$(touch {tmp_path}/ran)")
-    # zsh's own _arguments evaluates what stands in double parentheses like this.
-    arguments = '_arguments() { local words=${1#*((}; eval "words=( ${words%))} )"; }'
-    subprocess.run(["bash", "-c", f"{arguments}\n{script}"], check=False)
-    assert not (tmp_path / "ran").exists()
 
 
 # In a pipe
