@@ -21,8 +21,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Finished
-from .test_embedded_postgres import (
+from .accounts import (
     LIBRARIES,
     PROJECT,
     ROOT,
@@ -34,6 +33,7 @@ from .test_embedded_postgres import (
     ordinary_account,
     servers_below,
 )
+from .conftest import Finished
 
 pytestmark = only_linux
 
