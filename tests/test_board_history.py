@@ -45,12 +45,11 @@ async def test_an_agent_that_comes_back_on_the_board_as_it_was_has_been_so_since
     sql.execute("DELETE FROM kv WHERE key = 'status_board'")
     await board.update("backup", {"status": "running", "detail": "b"})
     assert sql.execute(query).fetchone() == was
-    sql.execute("UPDATE kv SET value = '{}'")
-    await board.update("backup", {"status": "running", "detail": "c"})
-    since = sql.execute("SELECT since FROM assistant.agent_status").fetchone()
-    assert was is not None
-    assert since == was[:1]
-    assert events(sql, "backup") == [("running", detail) for detail in ("a", "b", "c")]
+    for overwritten in ('"oops"', "{}", '{"backup": null}', '{"backup": "oops"}'):
+        sql.execute("UPDATE kv SET value = %s", [overwritten])
+        await board.update("backup", {"status": "running", "detail": "b"})
+    assert sql.execute(query).fetchone() == was
+    assert events(sql, "backup") == [("running", "a"), ("running", "b")]
 
 
 async def test_a_status_from_before_events_were_recorded_is_known_since_the_first_of_them(

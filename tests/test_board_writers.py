@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from typing import Any
@@ -148,10 +149,24 @@ def test_a_program_of_the_version_before_may_go_on_while_this_one_migrates(
     sql: psycopg.Connection[Any], dsn: str
 ) -> None:
     del dsn
-    entry = '{"agent": "build", "status": "running", "detail": "old", "token": null}'
-    refused = sql.execute("SELECT assistant.update_board(%s)", [f"[{entry}]"]).fetchone()
-    assert refused == ([],)
-    assert stored(sql) == {"build": {"status": "running", "detail": "old"}}
+
+    def update(*said: tuple[str, str, int | None]) -> Any:
+        updates = [
+            {"agent": agent, "status": "running", "detail": detail, "token": token}
+            for agent, detail, token in said
+        ]
+        row = sql.execute("SELECT assistant.update_board(%s)", [json.dumps(updates)]).fetchone()
+        return row and row[0]
+
+    assert update() == []
+    assert update(("build", "a", None), ("backup", "b", None), ("build", "c", None)) == []
+    assert update(("build", "d", 7), ("backup", "e", None)) == ["build"]
+    assert stored(sql) == {
+        "build": {"status": "running", "detail": "c"},
+        "backup": {"status": "running", "detail": "b"},
+    }
+    assert events(sql, "build") == [("running", "a"), ("running", "c")]
+    assert events(sql, "backup") == [("running", "b")]
 
 
 async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from assistant_cli import StatusBoard
 from assistant_cli.errors import DatabaseUnreachableError
 from assistant_cli.store import database as database_module
 from assistant_cli.store import follow as follow_module
@@ -30,6 +31,12 @@ from .pooler import needs_pgbouncer
 UPSERT = (
     "INSERT INTO kv (key, value) SELECT 'x', to_jsonb(%s::text) FROM pg_sleep(%s) "
     "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+
+
+OTHERS = (
+    "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND state = 'active' AND pid <> pg_backend_pid()"
 )
 
 
@@ -95,6 +102,56 @@ async def test_it_does_not_come_after_what_is_newer_in_the_next_program_either(
         await database.kv.set("x", "newer")
     left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO kv%%'"
     await until_equal(database, left, [0])
+    assert await database.kv.get("x") == "newer"
+
+
+@pytest.mark.parametrize("older", ["older", "older" * 150_000], ids=["small", "large"])
+@pytest.mark.parametrize("alone", [False, True], ids=["shared commit", "own commit"])
+async def test_a_value_that_is_given_up_does_not_come_after_what_the_next_program_sets(
+    database: Database, dsn: str, older: str, alone: bool
+) -> None:
+    program = Database(dsn)
+    with stopped(await backend_of(program)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await program.kv.set("x", older, create=alone)
+        await program.close()
+        await database.kv.set("x", "newer")
+    await until_equal(database, OTHERS, [0])
+    assert await database.kv.get("x") == "newer"
+
+
+async def test_an_update_that_is_given_up_does_not_come_after_that_of_the_next_program(
+    database: Database, dsn: str
+) -> None:
+    program = Database(dsn)
+    with stopped(await backend_of(program)):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await StatusBoard(program).update("backup", {"status": "failed"})
+        await program.close()
+        await StatusBoard(database).update("backup", {"status": "idle"})
+    await until_equal(database, OTHERS, [0])
+    assert await database.kv.get_text("status_board", "$.backup.status") == ['"idle"']
+
+
+async def test_a_write_that_is_given_up_before_it_is_begun_is_not_begun(
+    database: Database, dsn: str
+) -> None:
+    await database.kv.set("locked", 1)
+    with psycopg.connect(dsn) as other:
+        other.execute("UPDATE kv SET value = '2' WHERE key = 'locked'")
+        waiting = asyncio.create_task(database.kv.set("locked", 3))
+        await until_locked(dsn, 1)
+        given_up = asyncio.create_task(database.kv.set("x", "older"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        await database.kv.set("x", "newer", create=True)
+        other.commit()
+    await waiting
+    await database.kv.set("the next", 1)
     assert await database.kv.get("x") == "newer"
 
 

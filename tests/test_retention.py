@@ -94,13 +94,14 @@ async def test_the_transition_that_tells_since_when_a_status_lasts_stays(
     await rows(
         database,
         "INSERT INTO assistant.board_events (agent, status, detail, since, at) "
-        "SELECT 'a', 'running', n, CASE WHEN n IN (1, 2) THEN at END, at "
+        "SELECT agent, 'running', n, CASE WHEN agent = 'a' AND n IN (1, 2) THEN at END, at "
         "FROM generate_series(1, 9) AS n, make_interval(days => 40, secs => -n) AS age, "
-        "LATERAL (SELECT now() - age) AS time (at)",
+        "LATERAL (SELECT now() - age) AS time (at), unnest(ARRAY['a', 'adopted']) AS agent",
     )
     await prune(database)
-    left = await rows(database, "SELECT detail FROM assistant.board_events ORDER BY id")
-    assert left == ["2", "9"]
+    query = "SELECT detail FROM assistant.board_events WHERE agent = %s ORDER BY id"
+    assert await rows(database, query, "a") == ["2", "9"]
+    assert await rows(database, query, "adopted") == ["1", "9"]
 
 
 async def test_expired_keys_go(database: Database) -> None:

@@ -111,9 +111,9 @@ class Worker:
             TurnClosedError: the turn was closed while the lease had lapsed.
         """
         if not any(reply.effects for reply in replies):
-            kept = asyncio.get_running_loop().create_future()
-            self._answers.add(_Answer(kept, turn, replies))
-            if await kept:
+            answer = _Answer(asyncio.get_running_loop().create_future(), turn, replies)
+            await self._answers.write(answer)
+            if answer.written.result():
                 return
         async with self._database.transaction() as connection:
             await guard(connection, self._agent, self._token)

@@ -90,8 +90,7 @@ class StatusBoard:
             DatabaseUnreachableError: nothing is known to be written; try again.
         """
         update = self._make_update(check_agent(agent), _check_entry(entry))
-        self._batches.add(update)
-        await update.written
+        await self._batches.write(update)
 
     def _make_update(self, agent: str, entry: dict[str, str | None]) -> _Update:
         token = self.lease.token if self.lease and agent in self.lease.agents else None

@@ -94,17 +94,31 @@ class BoundedConnection(AsyncConnection[TupleRow]):
             )
         )
         await waiting.wait_async(
-            gen, self.pgconn.socket, interval=_BREAK_OFF_SECONDS, timeout=end - monotonic()
+            _resumed(gen),
+            self.pgconn.socket,
+            interval=_BREAK_OFF_SECONDS,
+            timeout=end - monotonic(),
         )
+
+
+def _resumed(gen: PQGen[RV]) -> PQGen[RV]:
+    """Go on with what waits already, as if nothing were ready: one that sends refuses next()."""
+    ready: int = waiting.READY_NONE
+    try:
+        while True:
+            ready = yield gen.send(ready)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
 
 
 async def _to_its_end(sending: Coroutine[None, None, None]) -> None:
     """Await it also past a cancellation: PgBouncer 1.18 dies of a request that is cut off."""
     task = asyncio.create_task(sending)
+    # Looked at, or its error would be told as one that nobody looked at.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
-        # Looked at, or its error would be told as one that nobody looked at.
-        task.exception()
         raise

@@ -179,12 +179,14 @@ class Database:
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
-        if self._unanswered:
-            # Whoever opens this database next must not be followed by what was given up here.
-            with suppress(AssistantError, TimeoutError):
-                async with asyncio.timeout(_LAST_USE_SECONDS), self.connection():
-                    pass
-        await self._close_idle()
+        try:
+            if self._unanswered:
+                # Whoever opens this database next must not be followed by what was given up here.
+                with suppress(AssistantError, TimeoutError):
+                    async with asyncio.timeout(_LAST_USE_SECONDS), self.connection():
+                        pass
+        finally:
+            await self._close_idle()
 
     async def _end_unanswered(self, connection: Connection) -> None:
         """End sessions that may not have read yet what they were asked to break off."""

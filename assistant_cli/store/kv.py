@@ -138,9 +138,9 @@ class KeyValues:
         check_key(key)
         check_json(text)
         if not (create or merge or if_revision is not None):
-            written: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._batches.add(_SetKey(written, key, text, ttl))
-            return await written
+            write = _SetKey(asyncio.get_running_loop().create_future(), key, text, ttl)
+            await self._batches.write(write)
+            return write.written.result()
         create = create or if_revision == 0
         query = _query_for_set(create, merge, if_revision)
         parameters = {"key": key, "value": text, "ttl": ttl, "revision": if_revision}

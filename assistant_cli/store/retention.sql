@@ -19,13 +19,21 @@ DELETE FROM public.kv WHERE key IN (
 ) AND expires_at <= clock_timestamp();
 
 -- name: delete_old_events
--- The last of each agent stays, and the one that tells since when its status is as it is.
+-- The last of each agent stays, and the one that tells since when its status is as it is: where
+-- none does, the first.
 DELETE FROM assistant.board_events WHERE id IN (
     SELECT id FROM assistant.board_events AS old
     WHERE at < clock_timestamp() - %(keep)s
-        AND EXISTS (SELECT FROM assistant.board_events AS newer
-            WHERE newer.agent = old.agent AND newer.id > old.id
-                AND (old.since IS NULL OR newer.since IS NOT NULL))
+        AND id <> (
+            SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[old.agent])
+            ORDER BY agent DESC, id DESC LIMIT 1)
+        AND id <> coalesce((
+            SELECT id FROM assistant.board_events
+            WHERE agent = ANY (ARRAY[old.agent]) AND since IS NOT NULL
+            ORDER BY agent DESC, id DESC LIMIT 1
+        ), (
+            SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[old.agent])
+            ORDER BY agent, id LIMIT 1))
     ORDER BY at LIMIT 1000
 );
 

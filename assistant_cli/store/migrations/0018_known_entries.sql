@@ -4,7 +4,6 @@
 -- An event that leaves the status as it was therefore no longer repeats since when it has been so:
 -- its `since` is null, and the newest that is not null tells it.
 
-ALTER TABLE assistant.board_events ALTER COLUMN since DROP NOT NULL;
 CREATE INDEX IF NOT EXISTS board_events_of_status ON assistant.board_events (agent, id)
     WHERE since IS NOT NULL;
 
@@ -26,7 +25,8 @@ BEGIN
             THEN clock_timestamp() END
     FROM jsonb_each(NEW.value) AS entry
     CROSS JOIN LATERAL (
-        SELECT coalesce(before -> entry.key, (
+        SELECT coalesce(CASE jsonb_typeof(before -> entry.key)
+            WHEN 'object' THEN before -> entry.key END, (
             SELECT jsonb_build_object('status', status, 'detail', detail)
             FROM assistant.board_events
             WHERE agent = ANY (ARRAY[entry.key]) ORDER BY agent DESC, id DESC LIMIT 1
@@ -76,3 +76,31 @@ LEFT JOIN LATERAL (
 ) AS last ON true
 WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
     AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
+
+-- Called by programs from before write_board; it writes what they ask for in the same way.
+CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
+LANGUAGE plpgsql AS $$
+DECLARE
+    rounds jsonb;
+    tokens jsonb;
+BEGIN
+    SELECT coalesce(jsonb_agg(entries ORDER BY number), '[]') INTO rounds
+    FROM (
+        SELECT number, jsonb_object_agg(agent, entry) AS entries
+        FROM (
+            SELECT said ->> 'agent' AS agent,
+                jsonb_build_object('status', said -> 'status', 'detail', said -> 'detail') AS entry,
+                row_number() OVER (PARTITION BY said ->> 'agent' ORDER BY place) AS number
+            FROM jsonb_array_elements(updates) WITH ORDINALITY AS each (said, place)
+        ) AS numbered
+        GROUP BY number
+    ) AS round;
+    SELECT coalesce(jsonb_object_agg(said ->> 'agent', said -> 'token'), '{}') INTO tokens
+    FROM jsonb_array_elements(updates) AS each (said) WHERE said ->> 'token' IS NOT NULL;
+    RETURN assistant.write_board(rounds, tokens);
+END
+$$;
+DROP FUNCTION IF EXISTS assistant.record_transition(text, jsonb);
+
+-- Last, since nobody can read the events from here to the end.
+ALTER TABLE assistant.board_events ALTER COLUMN since DROP NOT NULL;
