@@ -21,19 +21,31 @@ DELETE FROM public.kv WHERE key IN (
 -- name: delete_old_events
 -- The last of each agent stays, and the one that tells since when its status is as it is: where
 -- none does, the first.
+WITH RECURSIVE agents AS (
+    (SELECT agent FROM assistant.board_events ORDER BY agent LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT agent FROM assistant.board_events WHERE agent > agents.agent
+        ORDER BY agent LIMIT 1)
+    FROM agents WHERE agent IS NOT NULL
+), kept AS (
+    SELECT (
+        SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[agents.agent])
+        ORDER BY agent DESC, id DESC LIMIT 1
+    ) AS last, coalesce((
+        SELECT id FROM assistant.board_events
+        WHERE agent = ANY (ARRAY[agents.agent]) AND since IS NOT NULL
+        ORDER BY agent DESC, id DESC LIMIT 1
+    ), (
+        SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[agents.agent])
+        ORDER BY agent, id LIMIT 1
+    )) AS began
+    FROM agents WHERE agent IS NOT NULL
+)
 DELETE FROM assistant.board_events WHERE id IN (
-    SELECT id FROM assistant.board_events AS old
+    SELECT id FROM assistant.board_events
     WHERE at < clock_timestamp() - %(keep)s
-        AND id <> (
-            SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[old.agent])
-            ORDER BY agent DESC, id DESC LIMIT 1)
-        AND id <> coalesce((
-            SELECT id FROM assistant.board_events
-            WHERE agent = ANY (ARRAY[old.agent]) AND since IS NOT NULL
-            ORDER BY agent DESC, id DESC LIMIT 1
-        ), (
-            SELECT id FROM assistant.board_events WHERE agent = ANY (ARRAY[old.agent])
-            ORDER BY agent, id LIMIT 1))
+        AND id NOT IN (SELECT last FROM kept UNION ALL SELECT began FROM kept)
     ORDER BY at LIMIT 1000
 );
 
