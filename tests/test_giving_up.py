@@ -155,6 +155,40 @@ async def test_a_write_that_is_given_up_before_it_is_begun_is_not_begun(
     assert await database.kv.get("x") == "newer"
 
 
+async def test_a_later_value_of_a_batch_that_is_given_up_is_not_stored(
+    database: Database, dsn: str
+) -> None:
+    await database.kv.set("x", 1)
+    with psycopg.connect(dsn) as other:
+        other.execute("UPDATE kv SET value = '2'")
+        first, given_up = (asyncio.create_task(database.kv.set("x", n)) for n in (3, 4))
+        await until_locked(dsn, 1)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        other.commit()
+    with pytest.raises(asyncio.CancelledError):
+        await given_up
+    await first
+    await database.kv.set("the next", 1)
+    assert await database.kv.get("x") == 3
+
+
+async def test_writes_go_on_after_what_commits_them_was_cancelled_before_it_began(
+    database: Database,
+) -> None:
+    before = asyncio.all_tasks()
+    write = asyncio.create_task(database.kv.set("x", 1))
+    await asyncio.sleep(0)
+    begun = asyncio.all_tasks() - before
+    assert len(begun) == 2
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)
+    assert write.cancelled()
+    async with asyncio.timeout(10):
+        await database.kv.set("x", 2)
+
+
 async def test_who_may_not_end_a_session_goes_on_without(
     dsn: str, sql: psycopg.Connection[Any]
 ) -> None:

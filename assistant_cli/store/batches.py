@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 R = TypeVar("R")
 _MAX_BATCH = 500
+_LEAVE_SECONDS = 5.0
 
 
 @dataclass
@@ -31,68 +33,83 @@ class Write(Generic[R]):
 W = TypeVar("W", bound=Write)  # type: ignore[type-arg]
 
 
+@dataclass
+class _Batch(Generic[W]):
+    """Writes that are committed together."""
+
+    writes: list[W]
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Batches(Generic[W]):
     """Hands on writes in batches, the next once the one before is committed.
 
     `commit` tells each write of its batch what came of it; what it raises, all of them are told.
+    It leaves out those that were given up meanwhile.
     """
 
     def __init__(self, commit: Callable[[list[W]], Awaitable[None]]) -> None:
         self._commit = commit
         self._pending: list[W] = []
-        self._batch: list[W] = []
-        self._batch_ended = asyncio.Event()
+        self._batch: _Batch[W] = _Batch([])
         self._flusher: asyncio.Task[None] | None = None
 
     async def write(self, write: W) -> None:
         """Have a write committed with those that come at the same time; raises what it was told.
 
-        What is given up before it is begun is not begun, and a commit that nobody waits for any
-        more is broken off: neither must come after what is newer.
+        It must not come after what is newer. One that is given up before it is begun is not
+        begun. One under way is waited for, for some seconds at most, and is broken off where
+        nobody else waits for the same commit.
         """
         self._pending.append(write)
-        if self._flusher is None:
+        if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush())
         try:
             await write.written
         except asyncio.CancelledError:
-            if self._flusher is not None and self._batch and _nobody_waits(self._batch):
-                if not self._flusher.cancelling():
-                    self._flusher.cancel()
-                await self._batch_ended.wait()
+            batch = self._batch
+            if any(other is write for other in batch.writes):
+                await self._leave(batch, self._flusher)
             raise
+
+    async def _leave(self, batch: _Batch[W], flusher: asyncio.Task[None]) -> None:
+        if not still_wanted(batch.writes) and not flusher.cancelling():
+            flusher.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await batch.ended.wait()
 
     async def _flush(self) -> None:
         try:
             while self._pending:
-                batch, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
-                self._batch = [write for write in batch if not write.written.done()]
-                if self._batch:
+                first, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+                self._batch = _Batch(still_wanted(first))
+                if self._batch.writes:
                     await self._commit_batch(self._batch)
         finally:
-            self._batch = []
+            self._batch = _Batch([])
             self._flusher = None
 
-    async def _commit_batch(self, batch: list[W]) -> None:
-        self._batch_ended.clear()
+    async def _commit_batch(self, batch: _Batch[W]) -> None:
         try:
-            await self._commit(batch)
+            await self._commit(batch.writes)
         except asyncio.CancelledError as error:
-            if not _nobody_waits(batch):
-                fail_all(batch, error)
+            if still_wanted(batch.writes):
+                fail_all(batch.writes, error)
                 raise
-            if self._flusher is not None:
-                self._flusher.uncancel()
         except BaseException as error:
-            fail_all(batch, error)
+            fail_all(batch.writes, error)
             if not isinstance(error, Exception):
                 raise
         finally:
-            self._batch_ended.set()
+            batch.ended.set()
+            if self._flusher is not None and self._flusher.cancelling():
+                self._flusher.uncancel()
 
 
-def _nobody_waits(batch: Iterable[Write[Any]]) -> bool:
-    return all(write.written.done() for write in batch)
+def still_wanted(writes: Iterable[W]) -> list[W]:
+    """Those of the writes whose caller has not given up, nor been told what came of them."""
+    return [write for write in writes if not write.written.done()]
 
 
 def fail_all(writes: Iterable[W], error: BaseException) -> None:

@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..json_values import check_text, load_json
 from ..messages import AgentStatus
-from .batches import Batches, Write, fail_all
+from .batches import Batches, Write, fail_all, still_wanted
 from .database import Database
 from .leases import Lease, find_holders, forget_dead_holder
 from .queries import load_queries
@@ -147,9 +147,8 @@ class StatusBoard:
             await self._put(batch)
 
     async def _put(self, batch: list[_Update]) -> None:
-        while batch and (refused := await self._commit(batch)):
+        while (batch := still_wanted(batch)) and (refused := await self._commit(batch)):
             await self._refuse([update for update in batch if update.agent in refused])
-            batch = [update for update in batch if update.agent not in refused]
         for update in batch:
             self._entries[update.agent] = update.entry
             update.succeed(None)

@@ -20,7 +20,7 @@ from ..errors import (
     NotFoundError,
 )
 from ..json_values import check_json, check_key, check_utf8, dump_json
-from .batches import Batches, Write, fail_all
+from .batches import Batches, Write, fail_all, still_wanted
 from .database import Connection, Database
 from .follow import POLL_SECONDS
 from .queries import load_queries
@@ -163,13 +163,14 @@ class KeyValues:
 
     async def _set_batch(self, batch: list[_SetKey]) -> None:
         """Store each text; a key that comes again is stored again, after all the others."""
-        while batch:
+        while batch := still_wanted(batch):
             first = {write.key: write for write in reversed(batch)}
             await self._set_together(list(first.values()))
-            batch = [write for write in batch if first[write.key] is not write]
 
     async def _set_together(self, writes: list[_SetKey]) -> None:
         """Store texts of different keys with one commit, or each alone if one is refused."""
+        if not writes:
+            return
         entries = (_entry_to_set(write.key, write.text, write.ttl) for write in writes)
         parameters = {"writes": f"[{', '.join(entries)}]"}
         try:
@@ -181,7 +182,7 @@ class KeyValues:
                 fail_all(writes, error)
                 return
             for write in writes:
-                await self._set_together([write])
+                await self._set_together(still_wanted([write]))
         else:
             for write in writes:
                 write.succeed(revisions[write.key])

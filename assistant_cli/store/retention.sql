@@ -44,7 +44,7 @@ WITH RECURSIVE agents AS (
 )
 DELETE FROM assistant.board_events WHERE id IN (
     SELECT id FROM assistant.board_events
-    WHERE at < clock_timestamp() - %(keep)s
+    WHERE at < statement_timestamp() - %(keep)s
         AND id NOT IN (SELECT last FROM kept UNION ALL SELECT began FROM kept)
     ORDER BY at LIMIT 1000
 );
@@ -52,7 +52,7 @@ DELETE FROM assistant.board_events WHERE id IN (
 -- name: delete_old_runs
 DELETE FROM assistant.schedule_runs WHERE (schedule_id, due_at) IN (
     SELECT schedule_id, due_at FROM assistant.schedule_runs AS old
-    WHERE at < clock_timestamp() - %(keep)s
+    WHERE at < statement_timestamp() - %(keep)s
         AND EXISTS (SELECT FROM assistant.schedule_runs AS newer
             WHERE newer.schedule_id = old.schedule_id AND newer.due_at > old.due_at)
     ORDER BY at LIMIT 1000
@@ -61,7 +61,7 @@ DELETE FROM assistant.schedule_runs WHERE (schedule_id, due_at) IN (
 -- name: delete_old_steps
 DELETE FROM assistant.turn_steps WHERE (turn_id, position) IN (
     SELECT turn_id, position FROM assistant.turn_steps AS old
-    WHERE at < clock_timestamp() - %(keep)s
+    WHERE at < statement_timestamp() - %(keep)s
         AND EXISTS (SELECT FROM assistant.turns WHERE id = turn_id AND outcome <> 'running')
     LIMIT 1000
 );
@@ -70,7 +70,7 @@ DELETE FROM assistant.turn_steps WHERE (turn_id, position) IN (
 -- The last one of its kind tells when the agent last looked around.
 DELETE FROM assistant.turns WHERE id IN (
     SELECT id FROM assistant.turns AS old
-    WHERE outcome IN ('skipped', 'silent') AND started_at < clock_timestamp() - %(keep)s
+    WHERE outcome IN ('skipped', 'silent') AND started_at < statement_timestamp() - %(keep)s
         AND NOT EXISTS (SELECT FROM assistant.messages WHERE turn_id = old.id)
         AND EXISTS (SELECT FROM assistant.turns AS newer
             WHERE newer.agent = old.agent AND newer.id > old.id AND newer.outcome = old.outcome
