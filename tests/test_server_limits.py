@@ -32,7 +32,8 @@ $$
 """
 NO_CONNECTION = "too many clients already|connection slots are reserved"
 WAITING_FOR_A_LOCK = """
-SELECT FROM pg_stat_activity WHERE usename = 'runtime' AND wait_event_type = 'Lock'
+SELECT FROM pg_stat_clear_snapshot(), pg_stat_activity
+WHERE usename = 'runtime' AND wait_event_type = 'Lock'
 """
 
 
