@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 
 R = TypeVar("R")
 _MAX_BATCH = 500
-_LEAVE_SECONDS = 5.0
+_LEAVE_SECONDS = 2.5
+"""How long one that hangs may hold up whoever gives it up: longer than it takes to break it off."""
 
 
 @dataclass
