@@ -353,15 +353,18 @@ def eventually(condition: Callable[[], object], what: str = "the condition") -> 
         time.sleep(0.02)
 
 
-async def until_locked(dsn: str, count: int) -> None:
-    """Wait until so many connections wait for a lock."""
+def lock_waiters(connection: psycopg.Connection[Any]) -> list[int]:
+    """The backends of a database that wait for a lock."""
     query = (
-        "SELECT count(*) FROM pg_stat_activity "
+        "SELECT pid FROM pg_stat_activity "
         "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
+    return [row[0] for row in connection.execute(query)]
+
+
+async def until_locked(dsn: str, count: int) -> None:
+    """Wait until so many connections wait for a lock."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         await asyncio.to_thread(
-            eventually,
-            lambda: connection.execute(query).fetchone() == (count,),
-            "the wait for a lock",
+            eventually, lambda: len(lock_waiters(connection)) == count, "the wait for a lock"
         )

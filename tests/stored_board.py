@@ -8,7 +8,8 @@ from typing import Any
 
 import psycopg
 
-from .conftest import eventually
+from .conftest import eventually, lock_waiters
+from .stored_keys import put
 
 IDLE = {"status": "idle", "detail": None}
 
@@ -19,11 +20,7 @@ def stored(sql: psycopg.Connection[Any]) -> Any:
 
 
 def store(sql: psycopg.Connection[Any], board: Any) -> None:
-    sql.execute(
-        "INSERT INTO kv (key, value) VALUES ('status_board', %s) "
-        "ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-        (json.dumps(board),),
-    )
+    put(sql, "status_board", json.dumps(board))
 
 
 def events(sql: psycopg.Connection[Any], agent: str) -> list[tuple[Any, ...]]:
@@ -31,18 +28,10 @@ def events(sql: psycopg.Connection[Any], agent: str) -> list[tuple[Any, ...]]:
     return sql.execute(query, (agent,)).fetchall()
 
 
-def waiters(sql: psycopg.Connection[Any]) -> list[int]:
-    query = (
-        "SELECT pid FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    return [row[0] for row in sql.execute(query)]
-
-
 async def blocked(sql: psycopg.Connection[Any]) -> int:
     """The backend that waits for a lock, once one does."""
-    await asyncio.to_thread(eventually, lambda: waiters(sql), "a backend that waits")
-    return waiters(sql)[0]
+    await asyncio.to_thread(eventually, lambda: lock_waiters(sql), "a backend that waits")
+    return lock_waiters(sql)[0]
 
 
 def lock_the_board(dsn: str) -> psycopg.Connection[Any]:

@@ -23,7 +23,7 @@ from assistant_cli.store import follow as follow_module
 from assistant_cli.store.database import Connection, Database
 from assistant_cli.store.follow import Hints, follow
 
-from .conftest import CommandLine, eventually, until_locked
+from .conftest import CommandLine, eventually, lock_waiters, until_locked
 from .hosting import rows, until_equal
 from .password_server import PasswordServer
 from .pooler import needs_pgbouncer
@@ -274,14 +274,9 @@ async def test_whoever_follows_leaves_a_connection_that_hangs(
 @pytest.fixture
 def waiting(sql: psycopg.Connection[Any], dsn: str) -> Iterator[Callable[[], int | None]]:
     """The process of the server for whoever waits for the table of keys, which is locked."""
-    query = (
-        "SELECT min(pid) FROM pg_stat_activity "
-        "WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
 
     def find() -> int | None:
-        row = sql.execute(query).fetchone()
-        return row and row[0]
+        return min(lock_waiters(sql), default=None)
 
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE kv")

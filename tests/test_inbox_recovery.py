@@ -14,7 +14,8 @@ from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 
 from .claiming import PAUSE, answer, claim, claim_turns, fail, put, seconds_to_next, states
-from .hosting import rows, until_equal
+from .conftest import until_locked
+from .hosting import rows
 
 
 async def retry_now(database: Database) -> None:
@@ -26,15 +27,11 @@ async def test_a_recovery_waits_for_what_was_given_up_and_closes_what_it_began(
 ) -> None:
     await put(database, "hello")
     begin = "SELECT turn_id FROM assistant.begin_turns('conversation', %s, 'offline', 1)"
-    waiting = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-        "AND wait_event_type = 'Lock'"
-    )
     async with await psycopg.AsyncConnection.connect(dsn) as given_up:
         row = await (await given_up.execute(begin, [lease.token])).fetchone()
         assert row is not None
         recovery = asyncio.create_task(answering.recover(database, "conversation", lease.token))
-        await until_equal(database, waiting, [1])
+        await until_locked(dsn, 1)
         # The holder goes on to hold its lease meanwhile.
         async with database.connection() as connection:
             await leases.renew(connection, lease)

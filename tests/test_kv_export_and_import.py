@@ -7,25 +7,16 @@ import json
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from psycopg import AsyncConnection
 
 from assistant_cli.errors import BadDataError, ConflictError
 from assistant_cli.store.kv import KeyValues
 
-from .conftest import eventually
+from .conftest import until_locked
 from .stored_keys import expire, upsert
 from .test_kv import HOSTILE, exported
 from .test_kv_writes import revision_of
-
-
-def waits_for_a_lock(dsn: str) -> bool:
-    waiting = """
-        SELECT FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'"""
-    with psycopg.connect(dsn) as connection:
-        return connection.execute(waiting).rowcount > 0
 
 
 async def test_what_is_exported_can_be_imported(kv: KeyValues) -> None:
@@ -141,7 +132,7 @@ async def test_a_key_written_during_an_import_that_must_not_replace_fails_it(
     async with await AsyncConnection.connect(plain.info.dsn) as other:
         await upsert(other, "a", '"theirs"')
         task = asyncio.create_task(kv.import_lines(lines_of(a=1, b=1), on_conflict="fail"))
-        await asyncio.to_thread(eventually, lambda: waits_for_a_lock(plain.info.dsn))
+        await until_locked(plain.info.dsn, 1)
         await other.commit()
     with pytest.raises(ConflictError, match="nothing was imported"):
         await task

@@ -22,7 +22,8 @@ from assistant_cli.store import leases
 from assistant_cli.store.database import Database
 from assistant_cli.store.leases import Lease
 
-from .conftest import CommandLine, eventually
+from .conftest import CommandLine
+from .stored_board import blocked
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNNING = {"status": "running", "detail": None}
@@ -69,16 +70,6 @@ def written(sql: psycopg.Connection[Any]) -> tuple[Any, Any]:
     """Everything an update of the board writes."""
     board = sql.execute("SELECT value, revision FROM kv WHERE key = 'status_board'").fetchone()
     return board, sql.execute("SELECT max(id), count(*) FROM assistant.board_events").fetchone()
-
-
-async def until_blocked(sql: psycopg.Connection[Any]) -> None:
-    query = (
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    await asyncio.to_thread(
-        eventually, lambda: sql.execute(query).fetchone() != (0,), "a backend that waits"
-    )
 
 
 async def test_a_writer_whose_lease_was_taken_over_is_refused_and_writes_nothing(
@@ -200,7 +191,7 @@ async def test_a_take_over_waits_for_the_transaction_of_a_writer_and_a_renewal_d
             await leases.renew(other, lease)
         lapse(sql)
         taking_over = asyncio.create_task(leases.acquire(database, ["a"]))
-        await until_blocked(sql)
+        await blocked(sql)
         assert leased(sql) == {"a": lease.token}
     assert (await taking_over).token > lease.token
 

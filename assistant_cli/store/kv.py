@@ -169,8 +169,6 @@ class KeyValues:
 
     async def _set_together(self, writes: list[_SetKey]) -> None:
         """Store texts of different keys with one commit, or each alone if one is refused."""
-        if not writes:
-            return
         entries = (_entry_to_set(write.key, write.text, write.ttl) for write in writes)
         parameters = {"writes": f"[{', '.join(entries)}]"}
         try:
@@ -182,7 +180,8 @@ class KeyValues:
                 fail_all(writes, error)
                 return
             for write in writes:
-                await self._set_together(still_wanted([write]))
+                if not write.written.done():
+                    await self._set_together([write])
         else:
             for write in writes:
                 write.succeed(revisions[write.key])
