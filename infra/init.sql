@@ -1,12 +1,9 @@
--- The whole schema of the assistant, for readers, for `psql -f` and for docker-compose.
--- Made from the migrations by `python -m assistant_cli.store.migrations`; do not edit it here.
+-- The whole schema of the assistant, for readers, for `psql -f` and for docker-compose; the steps
+-- that lead a database of an older version here are in assistant_cli/store/migrations.
 -- It can run again on a database that has it, also while programs use it.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
-
--- Every statement can run again without harm: the same text serves `psql -f` on a database
--- that is new, already adopted, or holds another program's plain kv table.
 
 CREATE SCHEMA IF NOT EXISTS assistant;
 
@@ -16,10 +13,44 @@ CREATE TABLE IF NOT EXISTS assistant.migrations (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
-CREATE SEQUENCE IF NOT EXISTS assistant.revisions;
-CREATE SEQUENCE IF NOT EXISTS assistant.tokens;
+DO $$
+DECLARE
+    found integer := (SELECT max(version) FROM assistant.migrations);
+BEGIN
+    IF found <> 19 THEN
+        RAISE EXCEPTION 'this database is at version %, and this script at 19', found
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Run `assistant db migrate`.';
+    END IF;
+END
+$$;
 
--- kv: one JSON value a key. Plain SQL is a first-class writer: triggers keep the extra columns.
+INSERT INTO assistant.migrations (version, name) VALUES
+    (1, 'initial'),
+    (2, 'turn_steps'),
+    (3, 'schedules'),
+    (4, 'spend'),
+    (5, 'senders'),
+    (6, 'rising_revisions'),
+    (7, 'less_work'),
+    (8, 'retention'),
+    (9, 'several_conversations'),
+    (10, 'queue_limit'),
+    (11, 'trigger_rights'),
+    (12, 'cheaper_writes'),
+    (13, 'clock_set_back'),
+    (14, 'one_commit'),
+    (15, 'shared_commits'),
+    (16, 'waiting_slots'),
+    (17, 'last_events'),
+    (18, 'known_entries'),
+    (19, 'leftovers')
+ON CONFLICT DO NOTHING;
+
+-- kv: one JSON value a key. Plain SQL is a first-class writer: triggers keep the extra columns. A
+-- table that another program made is adopted with its values.
+
+CREATE SEQUENCE IF NOT EXISTS assistant.revisions;
 
 CREATE TABLE IF NOT EXISTS public.kv (
     key text PRIMARY KEY,
@@ -48,32 +79,52 @@ CREATE INDEX IF NOT EXISTS kv_key_order ON public.kv (key COLLATE "C");
 CREATE INDEX IF NOT EXISTS kv_expiry ON public.kv (expires_at) WHERE expires_at IS NOT NULL;
 
 -- SECURITY DEFINER, so that a program that may only write kv need not be granted our schema.
+-- An insert has its revision before it meets whoever writes the key at the same time. Where that
+-- one deleted it in the end, the key came back with a smaller revision than it had been seen with.
 CREATE OR REPLACE FUNCTION assistant.stamp_kv() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+-- A plan made while the table was small must not be kept when it is large.
+SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Those who write the key now go first.
+    PERFORM 1 FROM public.kv WHERE key = NEW.key FOR NO KEY UPDATE;
+    NEW.revision := nextval('assistant.revisions');
+    NEW.updated_at := clock_timestamp();
+    RETURN NEW;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION assistant.stamp_kv_again() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.revision := nextval('assistant.revisions');
     NEW.updated_at := clock_timestamp();
     -- A plain upsert of an expired key brings it back; it must not stay invisible.
-    IF TG_OP = 'UPDATE' AND NEW.expires_at = OLD.expires_at
-        AND NEW.expires_at <= NEW.updated_at THEN
+    IF NEW.expires_at = OLD.expires_at AND NEW.expires_at <= NEW.updated_at THEN
         NEW.expires_at := NULL;
+    END IF;
+    IF NEW.key <> OLD.key THEN
+        PERFORM pg_notify('assistant_kv', '');
     END IF;
     RETURN NEW;
 END
 $$;
 
 -- The payload of a notification is the key that changed, or empty where any may have:
--- a hint to look again, never data.
-CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- a hint to look again, never data. Of the writer's own rights: whoever may write kv may notify.
+CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    keys text[];
 BEGIN
-    IF (SELECT count(*) FROM (SELECT 1 FROM changed LIMIT 101) AS few) > 100 THEN
-        PERFORM pg_notify('assistant_kv', '');
-    ELSE
-        PERFORM pg_notify(
-            'assistant_kv', CASE WHEN octet_length(key) <= 512 THEN key ELSE '' END)
-        FROM changed;
+    SELECT array_agg(few.key) INTO keys FROM (SELECT key FROM changed LIMIT 101) AS few;
+    IF cardinality(keys) > 100 THEN
+        keys := '{""}';
     END IF;
+    -- Equal notifications of a transaction are one.
+    FOR place IN 1 .. coalesce(cardinality(keys), 0) LOOP
+        PERFORM pg_notify('assistant_kv',
+            CASE WHEN octet_length(keys[place]) > 512 THEN '' ELSE keys[place] END);
+    END LOOP;
     RETURN NULL;
 END
 $$;
@@ -86,17 +137,16 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE TRIGGER assistant_stamp BEFORE INSERT OR UPDATE ON public.kv
+CREATE OR REPLACE TRIGGER assistant_stamp BEFORE INSERT ON public.kv
     FOR EACH ROW EXECUTE FUNCTION assistant.stamp_kv();
+CREATE OR REPLACE TRIGGER assistant_stamp_again BEFORE UPDATE ON public.kv
+    FOR EACH ROW EXECUTE FUNCTION assistant.stamp_kv_again();
 CREATE OR REPLACE TRIGGER assistant_notify_insert AFTER INSERT ON public.kv
     REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
 CREATE OR REPLACE TRIGGER assistant_notify_update AFTER UPDATE ON public.kv
     REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
 CREATE OR REPLACE TRIGGER assistant_notify_delete AFTER DELETE ON public.kv
     REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv();
-CREATE OR REPLACE TRIGGER assistant_notify_rename AFTER UPDATE ON public.kv
-    FOR EACH ROW WHEN (OLD.key IS DISTINCT FROM NEW.key)
-    EXECUTE FUNCTION assistant.notify_kv_everything();
 CREATE OR REPLACE TRIGGER assistant_notify_truncate AFTER TRUNCATE ON public.kv
     FOR EACH STATEMENT EXECUTE FUNCTION assistant.notify_kv_everything();
 
@@ -128,6 +178,8 @@ $$;
 -- leases: who holds an agent. The token is part of a unique key on purpose: a writer locks its
 -- lease FOR KEY SHARE, which a take-over (new token) waits for and a renewal does not.
 
+CREATE SEQUENCE IF NOT EXISTS assistant.tokens;
+
 CREATE TABLE IF NOT EXISTS assistant.leases (
     agent text PRIMARY KEY,
     token bigint NOT NULL,
@@ -139,8 +191,14 @@ CREATE TABLE IF NOT EXISTS assistant.leases (
     UNIQUE (agent, token)
 ) WITH (fillfactor = 50);
 
--- turns: every execution of an agent, what triggered it and how it ended.
+-- Whether a lease that ends at a time still lasts. One that ends later than any lease may was given
+-- before the clock of the server was set back: its holder renews it within seconds, if it lives.
+CREATE OR REPLACE FUNCTION assistant.lease_lasts(until timestamptz) RETURNS boolean
+LANGUAGE sql VOLATILE
+RETURN until > clock_timestamp() AND until <= clock_timestamp() + interval '1 minute';
 
+-- turns: every execution of an agent, what triggered it, how it ended and what it cost.
+-- cancelled_at: somebody asked for it to be ended; its agent does so.
 CREATE TABLE IF NOT EXISTS assistant.turns (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     agent text NOT NULL,
@@ -152,14 +210,62 @@ CREATE TABLE IF NOT EXISTS assistant.turns (
         ('running', 'done', 'silent', 'skipped', 'failed', 'timed_out', 'interrupted')),
     error text,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    ended_at timestamptz
+    ended_at timestamptz,
+    requests integer NOT NULL DEFAULT 0,
+    input_tokens bigint NOT NULL DEFAULT 0,
+    output_tokens bigint NOT NULL DEFAULT 0,
+    cost_usd numeric,
+    cancelled_at timestamptz
 );
+
 CREATE INDEX IF NOT EXISTS turns_open ON assistant.turns (agent) WHERE outcome = 'running';
 CREATE INDEX IF NOT EXISTS turns_of_agent ON assistant.turns (agent, id);
+-- One turn at a time answers a conversation.
+CREATE UNIQUE INDEX IF NOT EXISTS turns_of_conversation ON assistant.turns (conversation)
+    WHERE trigger = 'message' AND outcome = 'running';
+-- What was used since a time is found without reading every turn.
+CREATE INDEX IF NOT EXISTS turns_that_cost
+    ON assistant.turns (started_at) WHERE requests > 0;
+-- What is old is found so, too.
+CREATE INDEX IF NOT EXISTS turns_of_nothing
+    ON assistant.turns (started_at) WHERE outcome IN ('skipped', 'silent');
+
+-- What was sent and came back in a turn, step by step. Rows are appended in the order of their
+-- times, here and in other tables, so that a BRIN index, which costs next to nothing, tells where
+-- to look.
+CREATE TABLE IF NOT EXISTS assistant.turn_steps (
+    turn_id bigint NOT NULL REFERENCES assistant.turns (id) ON DELETE CASCADE,
+    position integer NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('request', 'response', 'tool_call', 'tool_result')),
+    content jsonb NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (turn_id, position)
+);
+CREATE INDEX IF NOT EXISTS turn_steps_by_time
+    ON assistant.turn_steps USING brin (at) WITH (autosummarize = on);
+
+-- What has come of a reply so far, for those who watch it come. Unlogged: a crash of the server
+-- loses it, and the turn with it.
+CREATE UNLOGGED TABLE IF NOT EXISTS assistant.partial_replies (
+    turn_id bigint PRIMARY KEY REFERENCES assistant.turns (id) ON DELETE CASCADE,
+    text text NOT NULL
+);
+
+-- Whoever ends a turn, what had come of its reply goes with it.
+CREATE OR REPLACE FUNCTION assistant.drop_partial_reply() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    DELETE FROM assistant.partial_replies WHERE turn_id = NEW.id;
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER assistant_drop_partial_reply AFTER UPDATE OF outcome ON assistant.turns
+    FOR EACH ROW WHEN (NEW.outcome <> 'running')
+    EXECUTE FUNCTION assistant.drop_partial_reply();
 
 -- messages: what somebody or an agent said. One that came in is waiting, then working, then
 -- answered by reply_id, or failed after its last attempt; it is never dropped.
-
 CREATE TABLE IF NOT EXISTS assistant.messages (
     id uuid PRIMARY KEY,
     position bigint GENERATED ALWAYS AS IDENTITY UNIQUE,
@@ -180,263 +286,20 @@ CREATE TABLE IF NOT EXISTS assistant.messages (
     reported_at timestamptz,
     UNIQUE (source, external_id)
 );
+
 CREATE INDEX IF NOT EXISTS messages_of_conversation
     ON assistant.messages (conversation, position);
 CREATE INDEX IF NOT EXISTS messages_open
     ON assistant.messages (position) WHERE state IN ('waiting', 'working');
 CREATE INDEX IF NOT EXISTS messages_failed
     ON assistant.messages (position) WHERE state = 'failed';
-
--- When each waiting message may be tried: not before those before it in its conversation, but
--- commands to the assistant itself need not wait for a model that is being tried again.
-CREATE OR REPLACE VIEW assistant.waiting_messages AS
-SELECT id, conversation, position,
-    CASE WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
-        ELSE coalesce(
-            first_value(retry_at) OVER (PARTITION BY conversation ORDER BY position), '-infinity')
-    END AS ready_at
-FROM assistant.messages WHERE state = 'waiting';
-
--- schedules: what is to be said at a time.
-
-CREATE TABLE IF NOT EXISTS assistant.schedules (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    conversation text NOT NULL,
-    content text NOT NULL,
-    due_at timestamptz NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    fired_at timestamptz,
-    message_id uuid REFERENCES assistant.messages (id)
-);
-CREATE INDEX IF NOT EXISTS schedules_due ON assistant.schedules (due_at) WHERE fired_at IS NULL;
-
--- board_events: every transition of an agent. `since` is when its status, whatever the detail,
--- began. The newest row of an agent is always what the board says of it.
-
-CREATE TABLE IF NOT EXISTS assistant.board_events (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    agent text NOT NULL,
-    status text,
-    detail text,
-    since timestamptz NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
-);
-CREATE INDEX IF NOT EXISTS board_events_of_agent ON assistant.board_events (agent, id);
-
--- Appends an agent's entry if it says something new.
-CREATE OR REPLACE FUNCTION assistant.record_transition(the_agent text, entry jsonb) RETURNS void
-LANGUAGE plpgsql AS $$
-DECLARE
-    the_status text := entry ->> 'status';
-    the_detail text := entry ->> 'detail';
-    last assistant.board_events;
-BEGIN
-    SELECT * INTO last FROM assistant.board_events
-    WHERE agent = the_agent ORDER BY id DESC LIMIT 1;
-    IF last.id IS NULL OR the_status IS DISTINCT FROM last.status
-        OR the_detail IS DISTINCT FROM last.detail THEN
-        INSERT INTO assistant.board_events (agent, status, detail, since)
-        VALUES (the_agent, the_status, the_detail,
-            CASE WHEN the_status = last.status THEN last.since ELSE clock_timestamp() END);
-    END IF;
-END
-$$;
-
--- Whoever writes the board, with plain SQL too, has its transitions recorded.
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value;
-    END IF;
-    PERFORM assistant.record_transition(entry.key, entry.value)
-    FROM jsonb_each(NEW.value) AS entry
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key;
-    RETURN NULL;
-END
-$$;
-
--- Puts updates on the board, in their order, all or none: an array of objects with agent,
--- status, detail and token. An agent that is held accepts only its holder's token, and only
--- while the lease lasts; a token of null speaks for an agent that nobody holds. All updates of
--- one agent carry the same token.
--- Returns the agents whose update was refused; where there is one, nothing was written.
-CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    said jsonb;
-    entry jsonb;
-    entries jsonb := '{}';
-    tokens jsonb := '{}';
-    repeated boolean := false;
-    refused text[] := '{}';
-    name text;
-    token bigint;
-    held record;
-BEGIN
-    FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
-        said := updates -> place;
-        name := said ->> 'agent';
-        repeated := repeated OR entries ? name;
-        entry := jsonb_build_object('status', said -> 'status', 'detail', said -> 'detail');
-        entries := entries || jsonb_build_object(name, entry);
-        tokens := tokens || jsonb_build_object(name, said -> 'token');
-    END LOOP;
-    -- In one order for all, so that a batch and a take-over never wait for each other.
-    FOR name IN SELECT jsonb_object_keys(tokens) ORDER BY 1 LOOP
-        SELECT leases.token, leases.expires_at > clock_timestamp() AS live INTO held
-        FROM assistant.leases WHERE leases.agent = name FOR KEY SHARE;
-        token := tokens ->> name;
-        IF (token IS NULL AND held.live)
-            OR (token IS NOT NULL AND (held.live AND held.token = token) IS NOT TRUE) THEN
-            refused := refused || name;
-        END IF;
-    END LOOP;
-    IF cardinality(refused) > 0 THEN
-        RETURN refused;
-    END IF;
-    IF repeated THEN
-        -- The trigger will see the last entry of each agent only.
-        FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
-            said := updates -> place;
-            PERFORM assistant.record_transition(said ->> 'agent', said);
-        END LOOP;
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value =
-        CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
-    WHERE key = 'status_board';
-    IF NOT FOUND THEN
-        INSERT INTO public.kv AS board (key, value) VALUES ('status_board', entries)
-        ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
-            CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
-            || excluded.value;
-    END IF;
-    RETURN refused;
-END
-$$;
-
-CREATE OR REPLACE TRIGGER assistant_record_board_insert AFTER INSERT ON public.kv
-    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
-CREATE OR REPLACE TRIGGER assistant_record_board_update AFTER UPDATE ON public.kv
-    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
-
--- agent_status: one row an agent for any tool. live: its holder renewed in time; stale: its
--- holder is gone without saying so; neither: nobody holds it.
-CREATE OR REPLACE VIEW assistant.agent_status AS
-SELECT
-    entry.key AS agent,
-    entry.value ->> 'status' AS status,
-    entry.value ->> 'detail' AS detail,
-    last.since,
-    last.at AS updated_at,
-    coalesce(leases.expires_at > clock_timestamp(), false) AS live,
-    coalesce(leases.expires_at <= clock_timestamp(), false) AS stale,
-    leases.host,
-    leases.pid,
-    leases.process,
-    leases.acquired_at AS held_since
-FROM public.kv
-CROSS JOIN LATERAL jsonb_each(
-    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
-LEFT JOIN assistant.leases ON leases.agent = entry.key
-LEFT JOIN LATERAL (
-    SELECT since, at FROM assistant.board_events
-    WHERE board_events.agent = entry.key ORDER BY id DESC LIMIT 1
-) AS last ON true
-WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
-    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (1, 'initial') ON CONFLICT DO NOTHING;
-
--- What a turn cost, and what was sent and came back in it, step by step.
-
-ALTER TABLE assistant.turns ADD COLUMN IF NOT EXISTS requests integer NOT NULL DEFAULT 0;
-ALTER TABLE assistant.turns ADD COLUMN IF NOT EXISTS input_tokens bigint NOT NULL DEFAULT 0;
-ALTER TABLE assistant.turns ADD COLUMN IF NOT EXISTS output_tokens bigint NOT NULL DEFAULT 0;
-ALTER TABLE assistant.turns ADD COLUMN IF NOT EXISTS cost_usd numeric;
--- Somebody asked for it to be ended; its agent does so.
-ALTER TABLE assistant.turns ADD COLUMN IF NOT EXISTS cancelled_at timestamptz;
-
-CREATE TABLE IF NOT EXISTS assistant.turn_steps (
-    turn_id bigint NOT NULL REFERENCES assistant.turns (id) ON DELETE CASCADE,
-    position integer NOT NULL,
-    kind text NOT NULL CHECK (kind IN ('request', 'response', 'tool_call', 'tool_result')),
-    content jsonb NOT NULL,
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (turn_id, position)
-);
-
--- What has come of a reply so far, for those who watch it come. Unlogged: a crash of the server
--- loses it, and the turn with it.
-CREATE UNLOGGED TABLE IF NOT EXISTS assistant.partial_replies (
-    turn_id bigint PRIMARY KEY REFERENCES assistant.turns (id) ON DELETE CASCADE,
-    text text NOT NULL
-);
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (2, 'turn_steps') ON CONFLICT DO NOTHING;
-
--- Schedules beside reminders: texts that come at a time, every so often, or as a cron line says.
-
--- What happens: a reminder or a text is said, or the text is put into the inbox.
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS action text NOT NULL DEFAULT 'remind'
-    CHECK (action IN ('remind', 'say', 'ask'));
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS kind text NOT NULL DEFAULT 'at'
-    CHECK (kind IN ('at', 'every', 'cron'));
--- The duration or the cron line, as it was given; none for a single time.
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS spec text;
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS zone text;
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS catch_up text NOT NULL DEFAULT 'once'
-    CHECK (catch_up IN ('once', 'skip'));
-
--- due_at is the next time while it is active, and the last one after that.
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS state text
-    CHECK (state IN ('active', 'done', 'cancelled'));
-UPDATE assistant.schedules SET state = CASE WHEN fired_at IS NULL THEN 'active' ELSE 'done' END
-WHERE state IS NULL;
-ALTER TABLE assistant.schedules ALTER COLUMN state SET DEFAULT 'active';
-ALTER TABLE assistant.schedules ALTER COLUMN state SET NOT NULL;
-
--- How often the firing at due_at has failed, and when it is tried again.
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS attempts integer NOT NULL DEFAULT 0;
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS retry_at timestamptz;
-ALTER TABLE assistant.schedules ADD COLUMN IF NOT EXISTS error text;
-
-DROP INDEX IF EXISTS assistant.schedules_due;
-CREATE INDEX IF NOT EXISTS schedules_next
-    ON assistant.schedules (coalesce(retry_at, due_at)) WHERE state = 'active';
-
--- schedule_runs: what became of a due time, in one row, whoever fires: so it is fired once.
--- A run at somebody's request has the time of the request.
-CREATE TABLE IF NOT EXISTS assistant.schedule_runs (
-    schedule_id bigint NOT NULL REFERENCES assistant.schedules (id) ON DELETE CASCADE,
-    due_at timestamptz NOT NULL,
-    outcome text NOT NULL CHECK (outcome IN ('fired', 'skipped', 'failed')),
-    missed integer NOT NULL DEFAULT 0,
-    requested boolean NOT NULL DEFAULT false,
-    attempts integer NOT NULL DEFAULT 1,
-    error text,
-    message_id uuid REFERENCES assistant.messages (id),
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    PRIMARY KEY (schedule_id, due_at)
-);
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (3, 'schedules') ON CONFLICT DO NOTHING;
-
--- What was used since a time is found without reading every turn.
-CREATE INDEX IF NOT EXISTS turns_that_cost
-    ON assistant.turns (started_at) WHERE requests > 0;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (4, 'spend') ON CONFLICT DO NOTHING;
+CREATE INDEX IF NOT EXISTS messages_waiting
+    ON assistant.messages (conversation, position) WHERE state = 'waiting';
+CREATE INDEX IF NOT EXISTS messages_tried_again ON assistant.messages (conversation)
+    WHERE state = 'waiting' AND retry_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS messages_of_turn ON assistant.messages (turn_id);
+CREATE INDEX IF NOT EXISTS messages_by_time
+    ON assistant.messages USING brin (created_at) WITH (autosummarize = on);
 
 -- The sender of a message is the user of its session, whatever a writer says, then and later.
 CREATE OR REPLACE FUNCTION assistant.stamp_sender() RETURNS trigger
@@ -451,217 +314,9 @@ CREATE OR REPLACE TRIGGER assistant_stamp_sender
     BEFORE INSERT OR UPDATE OF sender ON assistant.messages
     FOR EACH ROW EXECUTE FUNCTION assistant.stamp_sender();
 
-INSERT INTO assistant.migrations (version, name)
-VALUES (5, 'senders') ON CONFLICT DO NOTHING;
-
--- An insert has its revision before it meets whoever writes the key at the same time. Where that
--- one deleted it in the end, the key came back with a smaller revision than it had been seen with.
-
-CREATE OR REPLACE FUNCTION assistant.stamp_kv() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
--- A plan made while the table was small must not be kept when it is large.
-SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        -- Those who write the key now go first.
-        PERFORM 1 FROM public.kv WHERE key = NEW.key FOR NO KEY UPDATE;
-    END IF;
-    NEW.revision := nextval('assistant.revisions');
-    NEW.updated_at := clock_timestamp();
-    -- A plain upsert of an expired key brings it back; it must not stay invisible.
-    IF TG_OP = 'UPDATE' AND NEW.expires_at = OLD.expires_at
-        AND NEW.expires_at <= NEW.updated_at THEN
-        NEW.expires_at := NULL;
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (6, 'rising_revisions') ON CONFLICT DO NOTHING;
-
--- What is done most often costs less.
-
--- As before, but that the next message is found without looking at all that wait.
-CREATE INDEX IF NOT EXISTS messages_waiting
-    ON assistant.messages (conversation, position) WHERE state = 'waiting';
-CREATE OR REPLACE VIEW assistant.waiting_messages AS
-SELECT id, conversation, position,
-    CASE WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
-        ELSE coalesce((
-            SELECT first.retry_at FROM assistant.messages AS first
-            WHERE first.conversation = message.conversation AND first.state = 'waiting'
-            ORDER BY first.position LIMIT 1), '-infinity')
-    END AS ready_at
-FROM assistant.messages AS message WHERE state = 'waiting';
-
-CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    -- Equal notifications of a transaction are one.
-    PERFORM pg_notify('assistant_kv',
-        CASE WHEN few.count > 100 OR octet_length(few.key) > 512 THEN '' ELSE few.key END)
-    FROM (SELECT key, count(*) OVER () FROM (SELECT key FROM changed LIMIT 101) AS first) AS few;
-    RETURN NULL;
-END
-$$;
-
--- Whoever writes the board, with plain SQL too, has its transitions recorded.
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value;
-    END IF;
-    INSERT INTO assistant.board_events (agent, status, detail, since)
-    SELECT entry.key, entry.value ->> 'status', entry.value ->> 'detail',
-        CASE WHEN entry.value ->> 'status' = last.status THEN last.since
-            ELSE clock_timestamp() END
-    FROM jsonb_each(NEW.value) AS entry
-    LEFT JOIN LATERAL (
-        SELECT id, status, detail, since FROM assistant.board_events
-        WHERE agent = entry.key ORDER BY id DESC LIMIT 1
-    ) AS last ON true
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key
-        AND (last.id IS NULL OR entry.value ->> 'status' IS DISTINCT FROM last.status
-            OR entry.value ->> 'detail' IS DISTINCT FROM last.detail);
-    RETURN NULL;
-END
-$$;
-
--- As before, but that all leases are looked up in one query.
-CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    said jsonb;
-    entries jsonb := '{}';
-    tokens jsonb := '{}';
-    repeated boolean := false;
-    refused text[];
-    name text;
-BEGIN
-    FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
-        said := updates -> place;
-        name := said ->> 'agent';
-        repeated := repeated OR entries ? name;
-        entries := entries || jsonb_build_object(
-            name, jsonb_build_object('status', said -> 'status', 'detail', said -> 'detail'));
-        tokens := tokens || jsonb_build_object(name, said -> 'token');
-    END LOOP;
-    -- In one order for all, so that a batch and a take-over never wait for each other.
-    WITH held AS (
-        SELECT agent, leases.token, expires_at > clock_timestamp() AS live
-        FROM assistant.leases
-        WHERE agent IN (SELECT jsonb_object_keys(tokens))
-        ORDER BY agent FOR KEY SHARE
-    )
-    SELECT array_agg(asked.key) INTO refused
-    FROM jsonb_each_text(tokens) AS asked LEFT JOIN held ON held.agent = asked.key
-    WHERE CASE WHEN asked.value IS NULL THEN held.live
-        ELSE (held.live AND held.token = asked.value::bigint) IS NOT TRUE END;
-    IF refused IS NOT NULL THEN
-        RETURN refused;
-    END IF;
-    IF repeated THEN
-        -- The trigger will see the last entry of each agent only.
-        FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
-            said := updates -> place;
-            PERFORM assistant.record_transition(said ->> 'agent', said);
-        END LOOP;
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value =
-        CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
-    WHERE key = 'status_board';
-    IF NOT FOUND THEN
-        INSERT INTO public.kv AS board (key, value) VALUES ('status_board', entries)
-        ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
-            CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
-            || excluded.value;
-    END IF;
-    RETURN '{}';
-END
-$$;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (7, 'less_work') ON CONFLICT DO NOTHING;
-
--- What is old, or belongs to a turn, is found without reading every row.
-CREATE INDEX IF NOT EXISTS messages_of_turn ON assistant.messages (turn_id);
-CREATE INDEX IF NOT EXISTS turns_of_nothing
-    ON assistant.turns (started_at) WHERE outcome IN ('skipped', 'silent');
--- Rows are appended in the order of these times, so that a BRIN index, which costs next to
--- nothing, tells where to look.
-CREATE INDEX IF NOT EXISTS messages_by_time
-    ON assistant.messages USING brin (created_at) WITH (autosummarize = on);
-CREATE INDEX IF NOT EXISTS board_events_by_time
-    ON assistant.board_events USING brin (at) WITH (autosummarize = on);
-CREATE INDEX IF NOT EXISTS turn_steps_by_time
-    ON assistant.turn_steps USING brin (at) WITH (autosummarize = on);
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (8, 'retention') ON CONFLICT DO NOTHING;
-
--- Several conversations are answered at a time, by several hosts too; each by one turn at a time.
-
-UPDATE assistant.turns AS turn
-SET outcome = 'interrupted', ended_at = clock_timestamp(),
-    error = 'the process that ran it ended'
-WHERE trigger = 'message' AND outcome = 'running' AND EXISTS (
-    SELECT FROM assistant.turns AS newer
-    WHERE newer.trigger = 'message' AND newer.outcome = 'running'
-        AND newer.conversation = turn.conversation AND newer.id > turn.id);
-CREATE UNIQUE INDEX IF NOT EXISTS turns_of_conversation ON assistant.turns (conversation)
-    WHERE trigger = 'message' AND outcome = 'running';
-
-CREATE INDEX IF NOT EXISTS messages_tried_again ON assistant.messages (conversation)
-    WHERE state = 'waiting' AND retry_at IS NOT NULL;
-
--- As before, but that a message waits for the turn that runs in its conversation. What is rare is
--- looked for first, in sets that are small, since a claim looks at all messages that wait.
-CREATE OR REPLACE VIEW assistant.waiting_messages AS
-SELECT id, conversation, position,
-    CASE WHEN EXISTS (
-            SELECT FROM assistant.turns
-            WHERE turns.conversation = message.conversation
-                AND trigger = 'message' AND outcome = 'running') THEN 'infinity'
-        WHEN NOT EXISTS (
-            SELECT FROM assistant.messages AS again
-            WHERE again.conversation = message.conversation
-                AND again.state = 'waiting' AND again.retry_at IS NOT NULL) THEN '-infinity'
-        WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
-        ELSE coalesce((
-            SELECT first.retry_at FROM assistant.messages AS first
-            WHERE first.conversation = message.conversation AND first.state = 'waiting'
-            ORDER BY first.position LIMIT 1), '-infinity')
-    END AS ready_at
-FROM assistant.messages AS message WHERE state = 'waiting';
-
--- Whoever ends a turn, what had come of its reply goes with it.
-CREATE OR REPLACE FUNCTION assistant.drop_partial_reply() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    DELETE FROM assistant.partial_replies WHERE turn_id = NEW.id;
-    RETURN NULL;
-END
-$$;
-
-CREATE OR REPLACE TRIGGER assistant_drop_partial_reply AFTER UPDATE OF outcome ON assistant.turns
-    FOR EACH ROW WHEN (NEW.outcome <> 'running')
-    EXECUTE FUNCTION assistant.drop_partial_reply();
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (9, 'several_conversations') ON CONFLICT DO NOTHING;
-
 -- One client cannot fill the database, or the days of its agents, with messages. A thousand is
 -- ten turns of a hundred messages each: more than anybody waits for. What schedules ask may be ten
 -- times as many, so that nobody keeps them out by filling a conversation.
-
 -- SECURITY DEFINER, so that a program that may only insert messages need not be granted more.
 CREATE OR REPLACE FUNCTION assistant.limit_waiting() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -690,259 +345,27 @@ $$;
 CREATE OR REPLACE TRIGGER assistant_limit_waiting BEFORE INSERT ON assistant.messages
     FOR EACH ROW WHEN (NEW.state = 'waiting') EXECUTE FUNCTION assistant.limit_waiting();
 
-INSERT INTO assistant.migrations (version, name)
-VALUES (10, 'queue_limit') ON CONFLICT DO NOTHING;
-
--- A trigger function that acts with its owner's rights may be put on no table but ours: whoever
--- puts it on one of their own, which takes no right here, chooses what it is given. Firing one
--- takes no right.
-REVOKE EXECUTE ON FUNCTION
-    assistant.stamp_kv(), assistant.notify_kv(), assistant.notify_kv_everything(),
-    assistant.record_board(), assistant.stamp_sender(), assistant.limit_waiting(),
-    assistant.drop_partial_reply()
-FROM PUBLIC;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (11, 'trigger_rights') ON CONFLICT DO NOTHING;
-
--- A write of a key, and above all an update of the board, costs less.
-
--- As before, of an insert alone.
-CREATE OR REPLACE FUNCTION assistant.stamp_kv() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
--- A plan made while the table was small must not be kept when it is large.
-SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    -- Those who write the key now go first.
-    PERFORM 1 FROM public.kv WHERE key = NEW.key FOR NO KEY UPDATE;
-    NEW.revision := nextval('assistant.revisions');
-    NEW.updated_at := clock_timestamp();
-    RETURN NEW;
-END
-$$;
-
-CREATE OR REPLACE FUNCTION assistant.stamp_kv_again() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.revision := nextval('assistant.revisions');
-    NEW.updated_at := clock_timestamp();
-    -- A plain upsert of an expired key brings it back; it must not stay invisible.
-    IF NEW.expires_at = OLD.expires_at AND NEW.expires_at <= NEW.updated_at THEN
-        NEW.expires_at := NULL;
-    END IF;
-    IF NEW.key <> OLD.key THEN
-        PERFORM pg_notify('assistant_kv', '');
-    END IF;
-    RETURN NEW;
-END
-$$;
-
-CREATE OR REPLACE TRIGGER assistant_stamp BEFORE INSERT ON public.kv
-    FOR EACH ROW EXECUTE FUNCTION assistant.stamp_kv();
-CREATE OR REPLACE TRIGGER assistant_stamp_again BEFORE UPDATE ON public.kv
-    FOR EACH ROW EXECUTE FUNCTION assistant.stamp_kv_again();
-DROP TRIGGER IF EXISTS assistant_notify_rename ON public.kv;
-
--- Of the writer's own rights: whoever may write kv may notify.
-CREATE OR REPLACE FUNCTION assistant.notify_kv() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE
-    keys text[];
-BEGIN
-    SELECT array_agg(few.key) INTO keys FROM (SELECT key FROM changed LIMIT 101) AS few;
-    IF cardinality(keys) > 100 THEN
-        keys := '{""}';
-    END IF;
-    -- Equal notifications of a transaction are one.
-    FOR place IN 1 .. coalesce(cardinality(keys), 0) LOOP
-        PERFORM pg_notify('assistant_kv',
-            CASE WHEN octet_length(keys[place]) > 512 THEN '' ELSE keys[place] END);
-    END LOOP;
-    RETURN NULL;
-END
-$$;
-
--- As before, but that the board as it was is unpacked once, not for each entry.
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value || '{}';
-    END IF;
-    INSERT INTO assistant.board_events (agent, status, detail, since)
-    SELECT entry.key, entry.value ->> 'status', entry.value ->> 'detail',
-        CASE WHEN entry.value ->> 'status' = last.status THEN last.since
-            ELSE clock_timestamp() END
-    FROM jsonb_each(NEW.value) AS entry
-    LEFT JOIN LATERAL (
-        SELECT id, status, detail, since FROM assistant.board_events
-        WHERE agent = entry.key ORDER BY id DESC LIMIT 1
-    ) AS last ON true
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key
-        AND (last.id IS NULL OR entry.value ->> 'status' IS DISTINCT FROM last.status
-            OR entry.value ->> 'detail' IS DISTINCT FROM last.detail);
-    RETURN NULL;
-END
-$$;
-
-REVOKE EXECUTE ON FUNCTION assistant.stamp_kv_again() FROM PUBLIC;
-
--- Holds nothing. Whoever updates the board waits here for those before, and not at its row, where
--- each commit wakes all who wait; no advisory lock, as any user of the server can hold one.
-CREATE TABLE IF NOT EXISTS assistant.board_queue ();
-
--- As before, but that updates are taken together, and wait in that queue.
-CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    said jsonb;
-    names text[];
-    entries jsonb;
-    tokens jsonb;
-    repeated boolean := false;
-    refused text[];
-BEGIN
-    -- Of several updates of an agent, the last is kept.
-    SELECT array_agg(each.said ->> 'agent'),
-        coalesce(jsonb_object_agg(each.said ->> 'agent', jsonb_build_object(
-            'status', each.said -> 'status', 'detail', each.said -> 'detail')), '{}'),
-        coalesce(jsonb_object_agg(each.said ->> 'agent', each.said -> 'token')
-            FILTER (WHERE each.said ->> 'token' IS NOT NULL), '{}')
-    INTO names, entries, tokens
-    FROM jsonb_array_elements(updates) AS each (said);
-    IF cardinality(names) > 1 THEN
-        repeated := cardinality(names) > (SELECT count(*) FROM jsonb_object_keys(entries));
-    END IF;
-    -- In one order for all, so that a batch and a take-over never wait for each other.
-    SELECT array_agg(held.agent) FILTER (WHERE CASE WHEN held.live
-            THEN held.token IS DISTINCT FROM held.given ELSE held.given IS NOT NULL END),
-        tokens - coalesce(array_agg(held.agent), '{}')
-    INTO refused, tokens
-    FROM (
-        SELECT agent, token, expires_at > clock_timestamp() AS live,
-            (tokens ->> agent)::bigint AS given
-        FROM assistant.leases WHERE agent = ANY (names)
-        ORDER BY agent FOR KEY SHARE
-    ) AS held;
-    -- What is left has a token but no lease.
-    IF tokens <> '{}' THEN
-        refused := refused || ARRAY(SELECT jsonb_object_keys(tokens));
-    END IF;
-    IF refused IS NOT NULL THEN
-        RETURN refused;
-    END IF;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    IF repeated THEN
-        -- The trigger will see the last entry of each agent only.
-        FOR place IN 0 .. jsonb_array_length(updates) - 1 LOOP
-            said := updates -> place;
-            PERFORM assistant.record_transition(said ->> 'agent', said);
-        END LOOP;
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value =
-        CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
-    WHERE key = 'status_board';
-    IF NOT FOUND THEN
-        INSERT INTO public.kv AS board (key, value) VALUES ('status_board', entries)
-        ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
-            CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
-            || excluded.value;
-    END IF;
-    RETURN '{}';
-END
-$$;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (12, 'cheaper_writes') ON CONFLICT DO NOTHING;
-
--- Whether a lease that ends at a time still lasts. One that ends later than any lease may was given
--- before the clock of the server was set back: its holder renews it within seconds, if it lives.
-CREATE OR REPLACE FUNCTION assistant.lease_lasts(until timestamptz) RETURNS boolean
-LANGUAGE sql VOLATILE
-RETURN until > clock_timestamp() AND until <= clock_timestamp() + interval '1 minute';
-
-CREATE OR REPLACE VIEW assistant.agent_status AS
-SELECT
-    entry.key AS agent,
-    entry.value ->> 'status' AS status,
-    entry.value ->> 'detail' AS detail,
-    last.since,
-    last.at AS updated_at,
-    coalesce(assistant.lease_lasts(leases.expires_at), false) AS live,
-    coalesce(NOT assistant.lease_lasts(leases.expires_at), false) AS stale,
-    leases.host,
-    leases.pid,
-    leases.process,
-    leases.acquired_at AS held_since
-FROM public.kv
-CROSS JOIN LATERAL jsonb_each(
-    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
-LEFT JOIN assistant.leases ON leases.agent = entry.key
-LEFT JOIN LATERAL (
-    SELECT since, at FROM assistant.board_events
-    WHERE board_events.agent = entry.key ORDER BY id DESC LIMIT 1
-) AS last ON true
-WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
-    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (13, 'clock_set_back') ON CONFLICT DO NOTHING;
-
--- A turn that begins, or is answered, and what the board says of it are one commit, one round trip.
-
--- Puts entries on the board, all or none. `rounds`: an array of objects, an entry each agent, that
--- are put there one after the other; the first names all agents. `tokens`: the token of each agent
--- that the writer holds. An agent that is held accepts only its holder's token, and only while the
--- lease lasts; without a token, one speaks for agents that nobody holds.
--- It takes the place of update_board, which stays for programs that run while this is migrated.
--- Returns the agents that were refused; where there is one, nothing was written. Else null.
-CREATE OR REPLACE FUNCTION assistant.write_board(rounds jsonb, tokens jsonb) RETURNS text[]
-LANGUAGE plpgsql
--- A plan made while a table was small must not be kept when it is large.
-SET enable_seqscan = off AS $$
-DECLARE
-    entries jsonb;
-    refused text[];
-BEGIN
-    -- In one order for all, so that a batch and a take-over never wait for each other.
-    SELECT array_agg(held.agent) FILTER (WHERE CASE WHEN held.live
-            THEN held.token IS DISTINCT FROM held.given ELSE held.given IS NOT NULL END),
-        tokens - coalesce(array_agg(held.agent), '{}')
-    INTO refused, tokens
-    FROM (
-        SELECT agent, token, expires_at > clock_timestamp() AS live,
-            (tokens ->> agent)::bigint AS given
-        FROM assistant.leases WHERE agent = ANY (ARRAY(SELECT jsonb_object_keys(rounds -> 0)))
-        ORDER BY agent FOR KEY SHARE
-    ) AS held;
-    -- What is left has a token but no lease.
-    IF tokens <> '{}' THEN
-        refused := refused || ARRAY(SELECT jsonb_object_keys(tokens));
-    END IF;
-    IF refused IS NOT NULL THEN
-        RETURN refused;
-    END IF;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    FOR place IN 0 .. jsonb_array_length(rounds) - 1 LOOP
-        entries := rounds -> place;
-        UPDATE public.kv SET expires_at = NULL, value =
-            CASE WHEN jsonb_typeof(value) = 'object' THEN value ELSE '{}' END || entries
-        WHERE key = 'status_board';
-        IF NOT FOUND THEN
-            INSERT INTO public.kv AS board (key, value) VALUES ('status_board', entries)
-            ON CONFLICT (key) DO UPDATE SET expires_at = NULL, value =
-                CASE WHEN jsonb_typeof(board.value) = 'object' THEN board.value ELSE '{}' END
-                || excluded.value;
-        END IF;
-    END LOOP;
-    RETURN NULL;
-END
-$$;
+-- When each waiting message may be tried: not while a turn runs in its conversation, nor before
+-- those before it, but commands to the assistant itself need not wait for a model that is being
+-- tried again. What is rare is looked for first, in sets that are small, since a claim looks at all
+-- messages that wait.
+CREATE OR REPLACE VIEW assistant.waiting_messages AS
+SELECT id, conversation, position,
+    CASE WHEN EXISTS (
+            SELECT FROM assistant.turns
+            WHERE turns.conversation = message.conversation
+                AND trigger = 'message' AND outcome = 'running') THEN 'infinity'
+        WHEN NOT EXISTS (
+            SELECT FROM assistant.messages AS again
+            WHERE again.conversation = message.conversation
+                AND again.state = 'waiting' AND again.retry_at IS NOT NULL) THEN '-infinity'
+        WHEN retry_at IS NULL AND content ~ '^\s*/[a-z]+(\s|$)' THEN '-infinity'
+        ELSE coalesce((
+            SELECT first.retry_at FROM assistant.messages AS first
+            WHERE first.conversation = message.conversation AND first.state = 'waiting'
+            ORDER BY first.position LIMIT 1), '-infinity')
+    END AS ready_at
+FROM assistant.messages AS message WHERE state = 'waiting';
 
 -- The turns that answer messages and whose process is gone.
 CREATE OR REPLACE VIEW assistant.orphaned_turns AS
@@ -952,44 +375,7 @@ WHERE trigger = 'message' AND outcome = 'running' AND NOT EXISTS (
     WHERE leases.agent = turns.agent AND leases.token = turns.token
         AND assistant.lease_lasts(leases.expires_at));
 
--- As before, and a plan made while the timeline was short is not kept when it is long.
-ALTER FUNCTION assistant.record_board() SET enable_seqscan = off;
-
--- Puts on the board what a worker does, which its turns tell, or `at_rest` where none runs.
--- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
-CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
-RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    entry jsonb := at_rest;
-    doing text;
-BEGIN
-    -- Whoever shows waits for those before, and sees what they have committed.
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    SELECT CASE count(*) WHEN 1 THEN 'answering 1 message in '
-            ELSE 'answering ' || count(*) || ' messages in ' END
-        || CASE count(DISTINCT turns.id) WHEN 1 THEN min(turns.conversation)
-            ELSE count(DISTINCT turns.id) || ' conversations' END
-    INTO doing
-    FROM assistant.turns JOIN assistant.messages ON messages.turn_id = turns.id
-    WHERE turns.agent = worker AND turns.token = held AND turns.outcome = 'running'
-        AND messages.state = 'working'
-    HAVING count(*) > 0;
-    IF FOUND THEN
-        IF octet_length(doing) > 2000 THEN
-            doing := left(doing, 499) || '…';
-        END IF;
-        entry := jsonb_build_object('status', 'running', 'detail', doing);
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(worker, entry)
-    WHERE key = 'status_board' AND jsonb_typeof(value) = 'object';
-    IF NOT FOUND THEN
-        -- It is missing, or no board.
-        PERFORM assistant.write_board(jsonb_build_array(jsonb_build_object(worker, entry)),
-            jsonb_build_object(worker, held));
-    END IF;
-    RETURN entry;
-END
-$$;
+-- A turn that begins, or is answered, and what the board says of it are one commit, one round trip.
 
 -- Begins a turn for each of the conversations that wait longest, with all that waits there.
 -- Returns the messages, and one row more with what the board says since, and in how many seconds
@@ -1122,20 +508,161 @@ BEGIN
 END
 $$;
 
-INSERT INTO assistant.migrations (version, name)
-VALUES (14, 'one_commit') ON CONFLICT DO NOTHING;
-
--- Processes that update the board at the same time share commits.
-
--- Entries whose writers wait for the commit of another; the next to write takes all of them along,
--- and marks them. An entry that is gone was not written: who still wants it begins again.
-CREATE UNLOGGED TABLE IF NOT EXISTS assistant.board_waiting (
+-- schedules: what is to be said at a time, every so often, or as a cron line says.
+-- due_at is the next time while it is active, and the last one after that.
+CREATE TABLE IF NOT EXISTS assistant.schedules (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    conversation text NOT NULL,
+    content text NOT NULL,
+    due_at timestamptz NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fired_at timestamptz,
+    message_id uuid REFERENCES assistant.messages (id),
+    -- What happens: a reminder or a text is said, or the text is put into the inbox.
+    action text NOT NULL DEFAULT 'remind' CHECK (action IN ('remind', 'say', 'ask')),
+    kind text NOT NULL DEFAULT 'at' CHECK (kind IN ('at', 'every', 'cron')),
+    -- The duration or the cron line, as it was given; none for a single time.
+    spec text,
+    zone text,
+    catch_up text NOT NULL DEFAULT 'once' CHECK (catch_up IN ('once', 'skip')),
+    state text NOT NULL DEFAULT 'active' CHECK (state IN ('active', 'done', 'cancelled')),
+    -- How often the firing at due_at has failed, and when it is tried again.
+    attempts integer NOT NULL DEFAULT 0,
+    retry_at timestamptz,
+    error text
+);
+CREATE INDEX IF NOT EXISTS schedules_next
+    ON assistant.schedules (coalesce(retry_at, due_at)) WHERE state = 'active';
+
+-- schedule_runs: what became of a due time, in one row, whoever fires: so it is fired once.
+-- A run at somebody's request has the time of the request.
+CREATE TABLE IF NOT EXISTS assistant.schedule_runs (
+    schedule_id bigint NOT NULL REFERENCES assistant.schedules (id) ON DELETE CASCADE,
+    due_at timestamptz NOT NULL,
+    outcome text NOT NULL CHECK (outcome IN ('fired', 'skipped', 'failed')),
+    missed integer NOT NULL DEFAULT 0,
+    requested boolean NOT NULL DEFAULT false,
+    attempts integer NOT NULL DEFAULT 1,
+    error text,
+    message_id uuid REFERENCES assistant.messages (id),
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (schedule_id, due_at)
+);
+
+-- board_events: every transition of an agent. `since` is when its status, whatever the detail,
+-- began; null where the status stays as it was. The newest row of an agent is always what the board
+-- says of it.
+CREATE TABLE IF NOT EXISTS assistant.board_events (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent text NOT NULL,
+    status text,
+    detail text,
+    since timestamptz,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX IF NOT EXISTS board_events_of_agent ON assistant.board_events (agent, id);
+CREATE INDEX IF NOT EXISTS board_events_of_status ON assistant.board_events (agent, id)
+    WHERE since IS NOT NULL;
+CREATE INDEX IF NOT EXISTS board_events_by_time
+    ON assistant.board_events USING brin (at) WITH (autosummarize = on);
+
+-- Whoever writes the board, with plain SQL too, has its transitions recorded. What an agent said
+-- last is known from the board as it was; only of one that was not there the last event is read:
+-- with `= ANY` of one agent, in the same time however long the timeline is.
+CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before jsonb := '{}';
+BEGIN
+    IF jsonb_typeof(NEW.value) <> 'object' THEN
+        RETURN NULL;
+    END IF;
+    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
+        before := OLD.value || '{}';
+    END IF;
+    INSERT INTO assistant.board_events (agent, status, detail, since)
+    SELECT entry.key, entry.value ->> 'status', entry.value ->> 'detail',
+        CASE WHEN (entry.value ->> 'status' = last.entry ->> 'status') IS NOT TRUE
+            THEN clock_timestamp() END
+    FROM jsonb_each(NEW.value) AS entry
+    CROSS JOIN LATERAL (
+        SELECT coalesce(CASE jsonb_typeof(before -> entry.key)
+            WHEN 'object' THEN before -> entry.key END, (
+            SELECT jsonb_build_object('status', status, 'detail', detail)
+            FROM assistant.board_events
+            WHERE agent = ANY (ARRAY[entry.key]) ORDER BY agent DESC, id DESC LIMIT 1
+        )) AS entry
+        OFFSET 0
+    ) AS last
+    WHERE jsonb_typeof(entry.value) = 'object'
+        AND entry.value IS DISTINCT FROM before -> entry.key
+        AND (last.entry IS NULL
+            OR entry.value ->> 'status' IS DISTINCT FROM last.entry ->> 'status'
+            OR entry.value ->> 'detail' IS DISTINCT FROM last.entry ->> 'detail');
+    RETURN NULL;
+END
+$$;
+
+CREATE OR REPLACE TRIGGER assistant_record_board_insert AFTER INSERT ON public.kv
+    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
+CREATE OR REPLACE TRIGGER assistant_record_board_update AFTER UPDATE ON public.kv
+    FOR EACH ROW WHEN (NEW.key = 'status_board') EXECUTE FUNCTION assistant.record_board();
+
+-- agent_status: one row an agent for any tool. live: its holder renewed in time; stale: its
+-- holder is gone without saying so; neither: nobody holds it. Of a board that was there before its
+-- events were recorded, the first of them tells since when its status has been so at least.
+CREATE OR REPLACE VIEW assistant.agent_status AS
+SELECT
+    entry.key AS agent,
+    entry.value ->> 'status' AS status,
+    entry.value ->> 'detail' AS detail,
+    coalesce(last.since, (
+        SELECT since FROM assistant.board_events
+        WHERE board_events.agent = ANY (ARRAY[entry.key]) AND since IS NOT NULL
+        ORDER BY board_events.agent DESC, id DESC LIMIT 1
+    ), (
+        SELECT at FROM assistant.board_events
+        WHERE board_events.agent = ANY (ARRAY[entry.key])
+        ORDER BY board_events.agent, id LIMIT 1
+    )) AS since,
+    last.at AS updated_at,
+    coalesce(assistant.lease_lasts(leases.expires_at), false) AS live,
+    coalesce(NOT assistant.lease_lasts(leases.expires_at), false) AS stale,
+    leases.host,
+    leases.pid,
+    leases.process,
+    leases.acquired_at AS held_since
+FROM public.kv
+CROSS JOIN LATERAL jsonb_each(
+    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
+LEFT JOIN assistant.leases ON leases.agent = entry.key
+LEFT JOIN LATERAL (
+    SELECT since, at FROM assistant.board_events
+    WHERE board_events.agent = ANY (ARRAY[entry.key])
+    ORDER BY board_events.agent DESC, id DESC LIMIT 1
+) AS last ON true
+WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
+    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
+
+-- Holds nothing. Whoever updates the board waits here for those before, and not at its row, where
+-- each commit wakes all who wait; no advisory lock, as any user of the server can hold one.
+CREATE TABLE IF NOT EXISTS assistant.board_queue ();
+
+-- A row each backend that had to wait for the commit of another, with the entry that it waits with,
+-- or waited last; the next to write takes all of them along, and marks them. An entry that is gone
+-- was not written: who still wants it begins again.
+-- `place` tells the order in which they came, `written` that another wrote it, `collected` that its
+-- writer knows.
+CREATE UNLOGGED TABLE IF NOT EXISTS assistant.board_slots (
+    pid integer PRIMARY KEY,
+    place bigint GENERATED ALWAYS AS IDENTITY,
     -- What the timeline's index cannot hold must not stop those who take it along.
     agent text NOT NULL CHECK (octet_length(agent) <= 400),
     entry jsonb NOT NULL,
     token bigint,
     written boolean NOT NULL DEFAULT false,
+    collected boolean NOT NULL DEFAULT false,
     at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);
 
@@ -1156,285 +683,6 @@ BEGIN
     END IF;
 END
 $$;
-
--- Locks the leases of agents whose entries wait, so that none is taken over; returns the token of
--- each, or null where it has lapsed. The caller holds the queue, for which whoever takes an agent
--- over, or gives it back, may wait with the lease locked: such a lease is left out, or all are.
-CREATE OR REPLACE FUNCTION assistant.lock_leases_of_waiting() RETURNS jsonb
-LANGUAGE plpgsql SET enable_seqscan = off SET lock_timeout = '1ms' AS $$
-DECLARE
-    held jsonb;
-BEGIN
-    SELECT jsonb_object_agg(agent, CASE WHEN live THEN token END) INTO held
-    FROM (
-        SELECT agent, token, expires_at > clock_timestamp() AS live FROM assistant.leases
-        WHERE agent IN (SELECT agent FROM assistant.board_waiting WHERE NOT written)
-        ORDER BY agent FOR KEY SHARE SKIP LOCKED
-    ) AS locked;
-    RETURN coalesce(held, '{}');
--- Where a lease has been renewed since this began, SKIP LOCKED does wait.
-EXCEPTION WHEN lock_not_available THEN
-    RETURN '{}';
-END
-$$;
-
--- Writes the entries that wait and that their writers may write, those of an agent in their order,
--- but for the agents of which `but` has entries. The caller holds the queue.
-CREATE OR REPLACE FUNCTION assistant.write_waiting(but jsonb) RETURNS void
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    tokens jsonb;
-    entries jsonb;
-    complete boolean;
-BEGIN
-    -- Nobody wants them any more: a writer gives up after 15 seconds, and collects within moments.
-    DELETE FROM assistant.board_waiting WHERE at < clock_timestamp()
-        - CASE WHEN written THEN interval '1 minute' ELSE interval '20 seconds' END;
-    tokens := assistant.lock_leases_of_waiting();
-    LOOP
-        WITH next AS (
-            SELECT DISTINCT ON (agent) id FROM assistant.board_waiting AS waiting
-            WHERE NOT written AND NOT but ? agent AND CASE
-                WHEN tokens ? agent THEN token IS NOT DISTINCT FROM (tokens ->> agent)::bigint
-                ELSE token IS NULL AND NOT EXISTS (
-                    SELECT FROM assistant.leases WHERE leases.agent = waiting.agent) END
-            ORDER BY agent, id
-        ), taken AS (
-            UPDATE assistant.board_waiting SET written = true WHERE id IN (SELECT id FROM next)
-            RETURNING agent, entry
-        )
-        -- Counted as it was before, it saves a last round that would find nothing.
-        SELECT jsonb_object_agg(agent, entry),
-            count(*) = (SELECT count(*) FROM assistant.board_waiting WHERE NOT written)
-        INTO entries, complete
-        FROM taken;
-        EXIT WHEN entries IS NULL;
-        PERFORM assistant.merge_board(entries);
-        IF current_setting('synchronous_commit') = 'off' THEN
-            -- Others rely on this commit.
-            PERFORM set_config('synchronous_commit', 'local', true);
-        END IF;
-        EXIT WHEN complete;
-    END LOOP;
-END
-$$;
-
--- Writes what others wait for, and then entries of one's own. The caller holds the queue.
--- What waits for the same agents may be newer, or older and given up: who still wants it begins
--- again. Where such an entry came since this statement began, and another took it along, nothing is
--- written and false returned: it may be newer, and who still wants these begins again.
-CREATE OR REPLACE FUNCTION assistant.write_after_waiting(entries jsonb) RETURNS boolean
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
-BEGIN
-    PERFORM FROM assistant.board_waiting
-    WHERE written AND entries ? agent AND at > statement_timestamp();
-    IF FOUND THEN
-        RETURN false;
-    END IF;
-    DELETE FROM assistant.board_waiting WHERE NOT written AND entries ? agent;
-    PERFORM assistant.write_waiting(entries);
-    PERFORM assistant.merge_board(entries);
-    RETURN true;
-END
-$$;
-
--- Whether the queue could be locked without waiting for anybody.
-CREATE OR REPLACE FUNCTION assistant.lock_queue_at_once() RETURNS boolean LANGUAGE plpgsql AS $$
-BEGIN
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE NOWAIT;
-    RETURN true;
-EXCEPTION WHEN lock_not_available THEN
-    RETURN false;
-END
-$$;
-
--- Removes an entry that waits if it was written, or `withdraw` it; returns whether it was written.
-CREATE OR REPLACE FUNCTION assistant.collect(waiting_id bigint, withdraw boolean) RETURNS boolean
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    was_written boolean;
-BEGIN
-    DELETE FROM assistant.board_waiting WHERE id = waiting_id AND (written OR withdraw)
-    RETURNING written INTO was_written;
-    RETURN coalesce(was_written, false);
-END
-$$;
-
--- As before, but that entries that wait come first, and that it returns an empty array where it
--- wrote, and null where it wrote nothing, and whoever still wants it is to call again.
--- (update_board writes none of them along; programs that call it leave none.)
-CREATE OR REPLACE FUNCTION assistant.write_board(rounds jsonb, tokens jsonb) RETURNS text[]
-LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    refused text[];
-BEGIN
-    -- In one order for all, so that a batch and a take-over never wait for each other.
-    SELECT array_agg(held.agent) FILTER (WHERE CASE WHEN held.live
-            THEN held.token IS DISTINCT FROM held.given ELSE held.given IS NOT NULL END),
-        tokens - coalesce(array_agg(held.agent), '{}')
-    INTO refused, tokens
-    FROM (
-        SELECT agent, token, expires_at > clock_timestamp() AS live,
-            (tokens ->> agent)::bigint AS given
-        FROM assistant.leases WHERE agent = ANY (ARRAY(SELECT jsonb_object_keys(rounds -> 0)))
-        ORDER BY agent FOR KEY SHARE
-    ) AS held;
-    -- What is left has a token but no lease.
-    IF tokens <> '{}' THEN
-        refused := refused || ARRAY(SELECT jsonb_object_keys(tokens));
-    END IF;
-    IF refused IS NOT NULL THEN
-        RETURN refused;
-    END IF;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    FOR place IN 0 .. jsonb_array_length(rounds) - 1 LOOP
-        UPDATE public.kv SET expires_at = NULL, value = value || (rounds -> place)
-        WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
-            AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-        IF NOT FOUND AND NOT assistant.write_after_waiting(rounds -> place) THEN
-            RETURN NULL;
-        END IF;
-    END LOOP;
-    RETURN '{}';
-END
-$$;
-
--- Puts one entry on the board, and returns what write_board does; null as well where somebody else
--- holds the queue.
-CREATE OR REPLACE FUNCTION assistant.write_entry(the_agent text, entry jsonb, given bigint)
-RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    held bigint;
-    live boolean;
-BEGIN
-    SELECT token, expires_at > clock_timestamp() INTO held, live
-    FROM assistant.leases WHERE agent = the_agent FOR KEY SHARE;
-    IF (CASE WHEN live THEN held IS DISTINCT FROM given ELSE given IS NOT NULL END) THEN
-        RETURN ARRAY[the_agent];
-    END IF;
-    IF NOT assistant.lock_queue_at_once() THEN
-        RETURN NULL;
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(the_agent, entry)
-    WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
-        AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-    IF NOT FOUND AND NOT assistant.write_after_waiting(jsonb_build_object(the_agent, entry)) THEN
-        RETURN NULL;
-    END IF;
-    RETURN '{}';
-END
-$$;
-
--- Writes all entries that wait, and returns of one of them what write_board does. The caller holds
--- the queue, and must not wait for a lease.
-CREATE OR REPLACE FUNCTION assistant.write_with_others(
-    waiting_id bigint, the_agent text, given bigint
-) RETURNS text[] LANGUAGE plpgsql SET enable_seqscan = off AS $$
-BEGIN
-    PERFORM assistant.write_waiting('{}');
-    RETURN CASE
-        WHEN assistant.collect(waiting_id, true) THEN '{}'
-        WHEN (SELECT token FROM assistant.leases
-            WHERE agent = the_agent AND expires_at > clock_timestamp()) IS DISTINCT FROM given
-        THEN ARRAY[the_agent] END;
-END
-$$;
-
--- Puts one entry on the board, as write_board does, in a commit that it shares with all who come
--- while another is under way. It commits, so that it cannot be called within a transaction.
-CREATE OR REPLACE PROCEDURE assistant.put_entry(
-    the_agent text, entry jsonb, given bigint, INOUT refused text[]
-) LANGUAGE plpgsql AS $$
-DECLARE
-    waiting_id bigint;
-BEGIN
-    -- A hint that is cheap to ask for: anybody can hold this lock, and the queue is what locks.
-    IF pg_try_advisory_xact_lock(7238114906) THEN
-        refused := assistant.write_entry(the_agent, entry, given);
-        IF refused IS NOT NULL THEN
-            RETURN;
-        END IF;
-        -- Not COMMIT, which might wait for the disk.
-        ROLLBACK;
-    END IF;
-    INSERT INTO assistant.board_waiting (agent, entry, token)
-    VALUES (the_agent, entry, given)
-    RETURNING id INTO waiting_id;
-    COMMIT;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    IF NOT assistant.collect(waiting_id, false) THEN
-        refused := assistant.write_with_others(waiting_id, the_agent, given);
-        RETURN;
-    END IF;
-    refused := '{}';
-    IF current_setting('synchronous_standby_names') <> '' THEN
-        COMMIT;
-        -- Whoever wrote it may have broken off its wait for the standbys: so this one waits.
-        PERFORM pg_logical_emit_message(true, 'assistant', '');
-    END IF;
-END
-$$;
-
--- As before, but that entries that wait come first. Puts on the board what a worker does, which its
--- turns tell, or `at_rest` where none runs.
--- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
-CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
-RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
-DECLARE
-    entry jsonb := at_rest;
-    doing text;
-BEGIN
-    -- Whoever shows waits for those before, and sees what they have committed.
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    SELECT CASE count(*) WHEN 1 THEN 'answering 1 message in '
-            ELSE 'answering ' || count(*) || ' messages in ' END
-        || CASE count(DISTINCT turns.id) WHEN 1 THEN min(turns.conversation)
-            ELSE count(DISTINCT turns.id) || ' conversations' END
-    INTO doing
-    FROM assistant.turns JOIN assistant.messages ON messages.turn_id = turns.id
-    WHERE turns.agent = worker AND turns.token = held AND turns.outcome = 'running'
-        AND messages.state = 'working'
-    HAVING count(*) > 0;
-    IF FOUND THEN
-        IF octet_length(doing) > 2000 THEN
-            doing := left(doing, 499) || '…';
-        END IF;
-        entry := jsonb_build_object('status', 'running', 'detail', doing);
-    END IF;
-    UPDATE public.kv SET expires_at = NULL, value = value || jsonb_build_object(worker, entry)
-    WHERE key = 'status_board' AND jsonb_typeof(value) = 'object'
-        AND NOT EXISTS (SELECT FROM assistant.board_waiting);
-    IF NOT FOUND AND NOT assistant.write_after_waiting(jsonb_build_object(worker, entry)) THEN
-        RAISE serialization_failure USING MESSAGE = 'a newer status was written meanwhile';
-    END IF;
-    RETURN entry;
-END
-$$;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (15, 'shared_commits') ON CONFLICT DO NOTHING;
-
--- What waits for another's commit uses its row again: rows that came and went for each update were
--- read past by every update until they were vacuumed. What the step before had for that stays, for
--- calls that are under way: board_waiting, lock_leases_of_waiting, write_waiting,
--- write_after_waiting, lock_queue_at_once, collect and write_with_others.
-
--- A row each backend that had to wait for the commit of another, with the entry that it waits with,
--- or waited last; the next to write takes all of them along, and marks them. An entry that is gone
--- was not written: who still wants it begins again.
--- `place` tells the order in which they came, `written` that another wrote it, `collected` that its
--- writer knows.
-CREATE UNLOGGED TABLE IF NOT EXISTS assistant.board_slots (
-    pid integer PRIMARY KEY,
-    place bigint GENERATED ALWAYS AS IDENTITY,
-    -- What the timeline's index cannot hold must not stop those who take it along.
-    agent text NOT NULL CHECK (octet_length(agent) <= 400),
-    entry jsonb NOT NULL,
-    token bigint,
-    written boolean NOT NULL DEFAULT false,
-    collected boolean NOT NULL DEFAULT false,
-    at timestamptz NOT NULL DEFAULT clock_timestamp()
-) WITH (fillfactor = 50);
 
 -- Locks the leases of agents whose entries wait, so that none is taken over; returns the token of
 -- each, or null where it has lapsed. The caller holds the queue, for which whoever takes an agent
@@ -1517,8 +765,12 @@ BEGIN
 END
 $$;
 
--- As before, but that entries that wait come first, and that it returns an empty array where it
--- wrote. (update_board writes none of them along; programs that call it leave none.)
+-- Puts entries on the board, all or none, after those that wait. `rounds`: an array of objects, an
+-- entry each agent, that are put there one after the other; the first names all agents. `tokens`:
+-- the token of each agent that the writer holds. An agent that is held accepts only its holder's
+-- token, and only while the lease lasts; without a token, one speaks for agents that nobody holds.
+-- Returns the agents that were refused; where there is one, nothing was written. Else an empty
+-- array.
 CREATE OR REPLACE FUNCTION assistant.write_board(rounds jsonb, tokens jsonb) RETURNS text[]
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
@@ -1637,8 +889,7 @@ BEGIN
 END
 $$;
 
--- As before, but that entries that wait come first. Puts on the board what a worker does, which its
--- turns tell, or `at_rest` where none runs.
+-- Puts on the board what a worker does, which its turns tell, or `at_rest` where none runs.
 -- Returns its entry. The caller has made sure, under a lock, that the lease is the worker's.
 CREATE OR REPLACE FUNCTION assistant.show_turns(worker text, held bigint, at_rest jsonb)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off AS $$
@@ -1673,179 +924,13 @@ BEGIN
 END
 $$;
 
-INSERT INTO assistant.migrations (version, name)
-VALUES (16, 'waiting_slots') ON CONFLICT DO NOTHING;
-
--- The last event of an agent is found in the same time however long the timeline is, also of one
--- that has said nothing for long, or never. With `agent = …`, whose value is not known when it is
--- planned, all events were read backwards until one was the agent's, where few agents have many.
--- `= ANY` of one agent leaves but the index of agents to give the order.
-
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
-SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value || '{}';
-    END IF;
-    INSERT INTO assistant.board_events (agent, status, detail, since)
-    SELECT entry.key, entry.value ->> 'status', entry.value ->> 'detail',
-        CASE WHEN entry.value ->> 'status' = last.status THEN last.since
-            ELSE clock_timestamp() END
-    FROM jsonb_each(NEW.value) AS entry
-    LEFT JOIN LATERAL (
-        SELECT id, status, detail, since FROM assistant.board_events
-        WHERE agent = ANY (ARRAY[entry.key]) ORDER BY agent DESC, id DESC LIMIT 1
-    ) AS last ON true
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key
-        AND (last.id IS NULL OR entry.value ->> 'status' IS DISTINCT FROM last.status
-            OR entry.value ->> 'detail' IS DISTINCT FROM last.detail);
-    RETURN NULL;
-END
-$$;
-
-CREATE OR REPLACE VIEW assistant.agent_status AS
-SELECT
-    entry.key AS agent,
-    entry.value ->> 'status' AS status,
-    entry.value ->> 'detail' AS detail,
-    last.since,
-    last.at AS updated_at,
-    coalesce(assistant.lease_lasts(leases.expires_at), false) AS live,
-    coalesce(NOT assistant.lease_lasts(leases.expires_at), false) AS stale,
-    leases.host,
-    leases.pid,
-    leases.process,
-    leases.acquired_at AS held_since
-FROM public.kv
-CROSS JOIN LATERAL jsonb_each(
-    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
-LEFT JOIN assistant.leases ON leases.agent = entry.key
-LEFT JOIN LATERAL (
-    SELECT since, at FROM assistant.board_events
-    WHERE board_events.agent = ANY (ARRAY[entry.key])
-    ORDER BY board_events.agent DESC, id DESC LIMIT 1
-) AS last ON true
-WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
-    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (17, 'last_events') ON CONFLICT DO NOTHING;
-
--- What an agent said last is known from the board as it was, and need not be looked for among all
--- that it ever said: a page of the index of a talkative agent, each time, was a quarter of the
--- work of a batch of updates. Only of an agent that was not on the board is the last event read.
--- An event that leaves the status as it was therefore no longer repeats since when it has been so:
--- its `since` is null, and the newest that is not null tells it.
-
-CREATE INDEX IF NOT EXISTS board_events_of_status ON assistant.board_events (agent, id)
-    WHERE since IS NOT NULL;
-
-CREATE OR REPLACE FUNCTION assistant.record_board() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER
-SET enable_seqscan = off SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    before jsonb := '{}';
-BEGIN
-    IF jsonb_typeof(NEW.value) <> 'object' THEN
-        RETURN NULL;
-    END IF;
-    IF TG_OP = 'UPDATE' AND jsonb_typeof(OLD.value) = 'object' THEN
-        before := OLD.value || '{}';
-    END IF;
-    INSERT INTO assistant.board_events (agent, status, detail, since)
-    SELECT entry.key, entry.value ->> 'status', entry.value ->> 'detail',
-        CASE WHEN (entry.value ->> 'status' = last.entry ->> 'status') IS NOT TRUE
-            THEN clock_timestamp() END
-    FROM jsonb_each(NEW.value) AS entry
-    CROSS JOIN LATERAL (
-        SELECT coalesce(CASE jsonb_typeof(before -> entry.key)
-            WHEN 'object' THEN before -> entry.key END, (
-            SELECT jsonb_build_object('status', status, 'detail', detail)
-            FROM assistant.board_events
-            WHERE agent = ANY (ARRAY[entry.key]) ORDER BY agent DESC, id DESC LIMIT 1
-        )) AS entry
-        OFFSET 0
-    ) AS last
-    WHERE jsonb_typeof(entry.value) = 'object'
-        AND entry.value IS DISTINCT FROM before -> entry.key
-        AND (last.entry IS NULL
-            OR entry.value ->> 'status' IS DISTINCT FROM last.entry ->> 'status'
-            OR entry.value ->> 'detail' IS DISTINCT FROM last.entry ->> 'detail');
-    RETURN NULL;
-END
-$$;
-
--- Of a board that was there before its events were recorded, the first of them tells since when
--- its status has been so at least.
-CREATE OR REPLACE VIEW assistant.agent_status AS
-SELECT
-    entry.key AS agent,
-    entry.value ->> 'status' AS status,
-    entry.value ->> 'detail' AS detail,
-    coalesce(last.since, (
-        SELECT since FROM assistant.board_events
-        WHERE board_events.agent = ANY (ARRAY[entry.key]) AND since IS NOT NULL
-        ORDER BY board_events.agent DESC, id DESC LIMIT 1
-    ), (
-        SELECT at FROM assistant.board_events
-        WHERE board_events.agent = ANY (ARRAY[entry.key])
-        ORDER BY board_events.agent, id LIMIT 1
-    )) AS since,
-    last.at AS updated_at,
-    coalesce(assistant.lease_lasts(leases.expires_at), false) AS live,
-    coalesce(NOT assistant.lease_lasts(leases.expires_at), false) AS stale,
-    leases.host,
-    leases.pid,
-    leases.process,
-    leases.acquired_at AS held_since
-FROM public.kv
-CROSS JOIN LATERAL jsonb_each(
-    CASE WHEN jsonb_typeof(kv.value) = 'object' THEN kv.value ELSE '{}' END) AS entry
-LEFT JOIN assistant.leases ON leases.agent = entry.key
-LEFT JOIN LATERAL (
-    SELECT since, at FROM assistant.board_events
-    WHERE board_events.agent = ANY (ARRAY[entry.key])
-    ORDER BY board_events.agent DESC, id DESC LIMIT 1
-) AS last ON true
-WHERE kv.key = 'status_board' AND jsonb_typeof(entry.value) = 'object'
-    AND (kv.expires_at IS NULL OR kv.expires_at > clock_timestamp());
-
--- Called by programs from before write_board; it writes what they ask for in the same way.
-CREATE OR REPLACE FUNCTION assistant.update_board(updates jsonb) RETURNS text[]
-LANGUAGE plpgsql AS $$
-DECLARE
-    rounds jsonb;
-    tokens jsonb;
-BEGIN
-    SELECT coalesce(jsonb_agg(entries ORDER BY number), '[]') INTO rounds
-    FROM (
-        SELECT number, jsonb_object_agg(agent, entry) AS entries
-        FROM (
-            SELECT said ->> 'agent' AS agent,
-                jsonb_build_object('status', said -> 'status', 'detail', said -> 'detail') AS entry,
-                row_number() OVER (PARTITION BY said ->> 'agent' ORDER BY place) AS number
-            FROM jsonb_array_elements(updates) WITH ORDINALITY AS each (said, place)
-        ) AS numbered
-        GROUP BY number
-    ) AS round;
-    SELECT coalesce(jsonb_object_agg(said ->> 'agent', said -> 'token'), '{}') INTO tokens
-    FROM jsonb_array_elements(updates) AS each (said) WHERE said ->> 'token' IS NOT NULL;
-    RETURN assistant.write_board(rounds, tokens);
-END
-$$;
-DROP FUNCTION IF EXISTS assistant.record_transition(text, jsonb);
-
--- Last, since nobody can read the events from here to the end.
-ALTER TABLE assistant.board_events ALTER COLUMN since DROP NOT NULL;
-
-INSERT INTO assistant.migrations (version, name)
-VALUES (18, 'known_entries') ON CONFLICT DO NOTHING;
+-- A trigger function that acts with its owner's rights may be put on no table but ours: whoever
+-- puts it on one of their own, which takes no right here, chooses what it is given. Firing one
+-- takes no right.
+REVOKE EXECUTE ON FUNCTION
+    assistant.stamp_kv(), assistant.stamp_kv_again(), assistant.notify_kv(),
+    assistant.notify_kv_everything(), assistant.record_board(), assistant.stamp_sender(),
+    assistant.limit_waiting(), assistant.drop_partial_reply()
+FROM PUBLIC;
 
 COMMIT;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 from typing import Any
@@ -143,30 +142,6 @@ async def test_what_is_in_memory_is_what_is_stored_whoever_writes_at_the_same_ti
             "conversation": IDLE,
             "heartbeat": {"status": "running", "detail": detail},
         }
-
-
-def test_a_program_of_the_version_before_may_go_on_while_this_one_migrates(
-    sql: psycopg.Connection[Any], dsn: str
-) -> None:
-    del dsn
-
-    def update(*said: tuple[str, str, int | None]) -> Any:
-        updates = [
-            {"agent": agent, "status": "running", "detail": detail, "token": token}
-            for agent, detail, token in said
-        ]
-        row = sql.execute("SELECT assistant.update_board(%s)", [json.dumps(updates)]).fetchone()
-        return row and row[0]
-
-    assert update() == []
-    assert update(("build", "a", None), ("backup", "b", None), ("build", "c", None)) == []
-    assert update(("build", "d", 7), ("backup", "e", None)) == ["build"]
-    assert stored(sql) == {
-        "build": {"status": "running", "detail": "c"},
-        "backup": {"status": "running", "detail": "b"},
-    }
-    assert events(sql, "build") == [("running", "a"), ("running", "c")]
-    assert events(sql, "backup") == [("running", "b")]
 
 
 async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(

@@ -1,7 +1,4 @@
-"""The schema as numbered, up-only steps.
-
-`python -m assistant_cli.store.migrations` prints all of them as one script: `infra/init.sql`.
-"""
+"""The schema as numbered, up-only steps; `infra/init.sql` is what they come to."""
 
 from __future__ import annotations
 
