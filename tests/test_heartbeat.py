@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from assistant_cli.store import inbox, leases
+from assistant_cli.store import inbox, leases, ticks
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine
@@ -292,3 +292,15 @@ def test_a_bad_interval_is_a_usage_error_and_in_the_environment_a_wrong_configur
     done = CommandLine({**environment, "ASSISTANT_HEARTBEAT": value})("run")
     assert (done.code, done.out) == (78, "")
     assert done.err.startswith("assistant: ASSISTANT_HEARTBEAT: ")
+
+
+async def test_a_tick_that_was_begun_and_given_up_is_closed_as_its_agent_is_given_back(
+    database: Database,
+) -> None:
+    lease = await leases.acquire(database, ["heartbeat"])
+    now = datetime.now(UTC)
+    await ticks.begin(database, "heartbeat", lease.token, "offline", now, now + HALF_HOUR)
+    await leases.release(database, lease, settle=True)
+    closed = "SELECT outcome, error, ended_at IS NOT NULL FROM assistant.turns"
+    interrupted = ("interrupted", "the process that ran it ended", True)
+    assert await rows(database, closed) == [interrupted]

@@ -121,7 +121,7 @@ async def release(database: Database, lease: Lease, *, settle: bool = False) -> 
     """Give the agents back, so that another process may take them at once.
 
     Args:
-        settle: what the board still calls running becomes idle.
+        settle: what is still begun is interrupted, and what the board calls running idle.
     """
     async with database.transaction() as connection:
         parameters = {"agents": list(lease.agents), "token": lease.token}
@@ -129,6 +129,7 @@ async def release(database: Database, lease: Lease, *, settle: bool = False) -> 
         released = [row[0] for row in await cursor.fetchall()]
         if settle:
             # A turn that was begun, and given up, may be committed after the agent's last word.
+            await connection.execute(_SQL["interrupt_open"], {**parameters, "agents": released})
             await connection.execute(_SQL["show_idle"], {"agents": released})
         await connection.execute(_SQL["announce"])
         reach("release.before")

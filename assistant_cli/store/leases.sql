@@ -23,6 +23,14 @@ WHERE token = %(token)s AND agent = ANY(%(agents)s);
 -- name: release
 DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s) RETURNING agent;
 
+-- name: interrupt_open
+-- Those that answer messages are closed by whoever gives the messages back.
+UPDATE assistant.turns
+SET outcome = 'interrupted', ended_at = clock_timestamp(),
+    error = 'the process that ran it ended'
+WHERE agent = ANY(%(agents)s) AND token = %(token)s AND outcome = 'running'
+    AND trigger <> 'message';
+
 -- name: show_idle
 SELECT assistant.write_board(jsonb_build_array(
     jsonb_object_agg(entry.key, '{"status": "idle", "detail": null}'::jsonb)), '{}')

@@ -331,7 +331,7 @@ def check_turns(final: Final) -> Iterator[str]:
     newest: dict[str, int] = defaultdict(int)
     for turn in final.turns:
         if turn["outcome"] == "running":
-            yield f"turn {turn['id']} is still open"
+            yield f"turn {turn['id']} of {turn['agent']} is still open"
         if turn["token"] < newest[turn["agent"]]:
             yield f"turn {turn['id']} was begun by a holder before the last"
         newest[turn["agent"]] = max(newest[turn["agent"]], turn["token"])
