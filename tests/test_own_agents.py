@@ -164,9 +164,14 @@ async def interrupts() -> None:
     raise BaseExceptionGroup("both", [KeyboardInterrupt()])
 
 
+async def complains_in_characters_that_no_database_keeps() -> None:
+    raise ValueError("a\x00b\ud800c")
+
+
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
+        (complains_in_characters_that_no_database_keeps, "ValueError: a\ufffdb\ufffdc (test_own"),
         (leaves, "SystemExit: 3 (test_own_agents.py line "),
         (cancels_itself, "CancelledError ("),
         (interrupts, "BaseExceptionGroup: both (1 sub-exception) ("),
@@ -206,6 +211,24 @@ async def test_what_cannot_be_said_is_a_failed_turn(
     async with hosting(database, agents=[odd]):
         await until_equal(database, TURNS, [("failed", reason)])
     assert await rows(database, SAID) == []
+
+
+async def test_what_it_has_done_is_not_done_again_where_it_meets_no_database(
+    database: Database,
+) -> None:
+    elsewhere = Database("postgresql://u@127.0.0.1:1/x")
+    done = []
+
+    @agent(every="1h")
+    async def careless(turn: TurnContext) -> None:
+        done.append(turn.id)
+        await elsewhere.kv.get("a")
+
+    async with hosting(database, agents=[careless]):
+        await until_equal(database, "SELECT outcome FROM assistant.turns", ["failed"])
+    assert len(done) == 1
+    (error,) = await rows(database, "SELECT error FROM assistant.turns")
+    assert error.startswith("cannot reach the database")
 
 
 STUBBORN = """

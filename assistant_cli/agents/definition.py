@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from ..clock import SystemClock
 from ..durations import parse_duration, parse_interval
-from ..errors import AssistantError, BadDataError, ConfigurationError, UsageError
+from ..errors import (
+    AssistantError,
+    BadDataError,
+    ConfigurationError,
+    DatabaseUnreachableError,
+    LeaseLostError,
+    UsageError,
+)
 from ..messages import check_content, is_conversation
 from ..store.board import check_agent
 from ..timing import host_zone, plan_cron
@@ -114,6 +121,9 @@ class AgentDefinition:
         """
         try:
             said = await self.work(turn)
+        except (DatabaseUnreachableError, LeaseLostError) as problem:
+            # It may be another database; and what the function has done, it must not do again.
+            raise WorkError(str(problem)) from problem
         except AssistantError:
             raise
         except BaseException as problem:

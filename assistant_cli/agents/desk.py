@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import AssistantError, DatabaseUnreachableError, LeaseLostError
+from ..errors import AssistantError, LeaseLostError
 from ..messages import Effect, Turn, Usage
 from ..models import StepKind, Tool
 from ..patience import patiently
@@ -68,8 +68,8 @@ class TurnDesk:
         await self.record("tool_call", {"tool": name, "arguments": _parsed(arguments)})
         refused = None
         try:
-            result = await work()
-        except (LeaseLostError, DatabaseUnreachableError):
+            result = await patiently(work)
+        except LeaseLostError:
             raise
         except AssistantError as error:
             result = refused = f"refused: {error}"

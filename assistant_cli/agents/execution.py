@@ -8,6 +8,7 @@ from asyncio.tasks import _unregister_task
 
 from ..durations import format_duration
 from ..errors import AssistantError, LeaseLostError, TurnClosedError
+from ..json_values import keepable
 from ..messages import Outcome, Turn
 from ..patience import patiently
 from ..redaction import without_secrets
@@ -63,7 +64,7 @@ async def execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | 
         outcome, error = await _attempt(agent, host, turn)
         if error is not None:
             password = parse_dsn(host.database.dsn).get("password")
-            error = without_secrets(error, password)[:_MAX_ERROR_CHARACTERS]
+            error = keepable(without_secrets(error, password))[:_MAX_ERROR_CHARACTERS]
             reason = error
             await patiently(lambda: agent.fail(turn, outcome, reason))
     except TurnClosedError as closing:

@@ -38,13 +38,14 @@ Otherwise answer exactly: {silence}"""
 @agent(name=HEARTBEAT, every="30m")
 async def reflect(turn: TurnContext) -> str:
     """reflecting"""
-    news = await heartbeat.read_since_last_tick(turn.database)
+    news = await patiently(lambda: heartbeat.read_since_last_tick(turn.database))
+    board = await patiently(lambda: read_formatted(turn.database))
     failures = "\n".join(news.failures)
     return await turn.ask(
         _PROMPT.format(
             now=turn.now().astimezone().isoformat(" ", "minutes"),
             # Not the host's own board: another process may hold the other agent.
-            board=as_data("status board", await read_formatted(turn.database)),
+            board=as_data("status board", board),
             messages=news.messages,
             failures=as_data("failures since then", failures) + "\n" if failures else "",
             silence=SILENCE,

@@ -9,6 +9,7 @@ from ..crash_points import reach
 from ..errors import BadDataError
 from ..messages import MAIN_CONVERSATION, Effect, Message, Turn
 from ..models import Prompt
+from ..patience import patiently
 from ..store.board import shorten_detail
 from ..store.database import Database
 from .context import build_prompt
@@ -50,7 +51,7 @@ class TurnContext:
         """Show on the board what the agent does now; committed when this returns."""
         self._require_open()
         entry = {"status": "running", "detail": shorten_detail(detail)}
-        await self._host.board.update(self.agent, entry)
+        await patiently(lambda: self._host.board.update(self.agent, entry))
 
     async def ask(self, text: str) -> str:
         """Ask the agent's model, which has the tools of a turn; every step is kept.
@@ -62,7 +63,9 @@ class TurnContext:
         host, turn = self._host, self._turn
         model = host.model_of(turn.agent)
         if model.talks:
-            prompt = await build_prompt(host.database, host.clock, self._desk, turn, text)
+            prompt = await patiently(
+                lambda: build_prompt(host.database, host.clock, self._desk, turn, text)
+            )
         else:
             prompt = Prompt(text, turn.agent, turn.conversation or MAIN_CONVERSATION, turn.id)
         reach("model.before")

@@ -17,6 +17,7 @@ from ..errors import (
     NotFoundError,
     TurnClosedError,
 )
+from ..json_values import keepable
 from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
 from .leases import guard, read_holders
@@ -148,7 +149,7 @@ async def add_step(
         "agent": turn.agent,
         "token": token,
         "kind": kind,
-        "content": json.dumps(_keepable(content), allow_nan=False),
+        "content": json.dumps(keepable(content), allow_nan=False),
         **asdict(usage or Usage(0, 0, 0, None)),
     }
     async with database.connection() as connection:
@@ -163,22 +164,8 @@ async def add_step(
 async def show_partial_reply(database: Database, turn: Turn, text: str) -> None:
     """Let those who wait for the reply of a turn see what has come of it so far."""
     async with database.connection() as connection:
-        parameters = {"turn": turn.id, "text": _keepable(text)}
+        parameters = {"turn": turn.id, "text": keepable(text)}
         await connection.execute(_SQL["put_partial"], parameters)
-
-
-def _keepable(value: Any) -> Any:
-    """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
-    match value:
-        case str():
-            pairs = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return pairs.replace("\x00", "\ufffd")
-        case dict():
-            return {_keepable(name): _keepable(child) for name, child in value.items()}
-        case list():
-            return [_keepable(child) for child in value]
-        case _:
-            return value
 
 
 async def interrupt_open(
