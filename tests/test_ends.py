@@ -98,6 +98,21 @@ def test_what_a_closed_stdout_does_not_take_is_told(
     assert (done.returncode, done.stderr == told) == (code, code == 74)
 
 
+@needs_full
+def test_what_a_full_stdout_does_not_take_of_a_failure_is_told_beside_it(
+    assistant: CommandLine,
+) -> None:
+    assistant("report", "backup", "failed")
+    with Path("/dev/full").open("w") as full:
+        process = assistant.start("status", "--check", stdout=full)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 74
+    assert err.splitlines() == [
+        "assistant: cannot write the output: No space left on device",
+        "assistant: failed: backup",
+    ]
+
+
 @needs_small_disk
 def test_a_home_that_cannot_be_written_is_told(assistant: CommandLine, tmp_path: Path) -> None:
     folder = tmp_path / "disk"

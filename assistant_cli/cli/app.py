@@ -199,8 +199,7 @@ def run_command_line(arguments: list[str]) -> int:
         # Completion leaves like this; with 1 so does Typer where a pipe is closed.
         code = ClosedPipeError.exit_code if leaving.code == 1 else int(leaving.code or 0)
     except AssistantError as error:
-        code = error.exit_code
-        _report(str(error))
+        code = _fail(str(error), error.exit_code)
     except typer.Abort:
         code = session.INTERRUPTED
     except Exception as error:
@@ -220,20 +219,16 @@ def _exit_code_of(error: Exception) -> int:
         if "\n" in message:
             # A group without a command: the message is its help.
             output.write_to_stderr(f"{message}\n")
-        else:
-            _report(f"{message}{help_of}")
-        return int(getattr(error, "exit_code", 2))
+            return 2
+        return _fail(f"{message}{help_of}", int(getattr(error, "exit_code", 2)))
     if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
-        output.silence(sys.stdout)
-        _report(f"cannot write the output: {error.strerror}")
-        return OutputError.exit_code
+        return _fail_to_write(error)
     if isinstance(error, OSError) and error.errno in _NOT_PERMITTED:
-        _report(f"cannot use {error.filename or 'what it needs'}: {error.strerror}")
-        return NotPermittedError.exit_code
+        what = error.filename or "what it needs"
+        return _fail(f"cannot use {what}: {error.strerror}", NotPermittedError.exit_code)
     if os.environ.get("ASSISTANT_DEBUG"):
         raise error
-    _report(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where")
-    return 1
+    return _fail(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where", 1)
 
 
 def _require_known_shell(words: list[str]) -> None:
@@ -247,12 +242,21 @@ def _require_known_shell(words: list[str]) -> None:
         raise UsageError(f"this is no shell that completion is there for: {', '.join(known)}")
 
 
-def _report(message: str) -> None:
+def _fail(message: str, code: int) -> int:
+    """Report an error; returns its exit code, or another where what was printed is lost."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         output.silence(sys.stdout)
+    except OSError as error:
+        code = _fail_to_write(error)
     output.tell(message, "ERROR")
+    return code
+
+
+def _fail_to_write(error: OSError) -> int:
+    output.silence(sys.stdout)
+    return _fail(f"cannot write the output: {error.strerror}", OutputError.exit_code)
 
 
 def _prepare_streams() -> None:
