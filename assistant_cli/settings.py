@@ -89,7 +89,7 @@ def load_settings(
     model = environ.get("ASSISTANT_MODEL")
 
     def text(key: str, default: str) -> str:
-        return environ.get(f"ASSISTANT_{key.upper()}", file.get(key, default))
+        return environ.get(f"ASSISTANT_{key.upper()}") or file.get(key, default)
 
     return Settings(
         home=home,

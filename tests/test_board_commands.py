@@ -166,6 +166,13 @@ def test_the_timeout_of_wait_is_one_for_all_agents_and_not_prolonged_by_changes(
     assert wait.communicate() == ("", error)
 
 
+def test_a_status_that_another_program_made_up_makes_nobody_live(assistant: CommandLine) -> None:
+    entry = '{"x": {"status": "live", "detail": null}}'
+    assert assistant("kv", "set", "status_board", entry).code == 0
+    assert assistant("wait", "x", "--for", "live", "--timeout", "100ms").code == 124
+    assert assistant("wait", "x", "--for", "stopped").code == 0
+
+
 def test_a_status_whose_process_is_gone_does_not_count_and_is_stale(
     assistant: CommandLine, sql: psycopg.Connection[Any]
 ) -> None:

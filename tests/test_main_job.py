@@ -102,6 +102,7 @@ def test_on_sigterm_the_turn_finishes_and_the_board_is_idle(
     assert _board(assistant)["conversation"] == {"status": "idle", "detail": None}
     done = json.loads(assistant("status", "--json").out)
     assert [agent["holder"] for agent in done["agents"]] == [None, None]
+    assert done["heartbeat"]["next_tick_at"] is None
 
 
 def test_the_run_carries_on_when_its_connections_are_ended(

@@ -336,6 +336,15 @@ def test_what_cannot_be_hosted_is_told_in_one_line_before_anything_starts(
     assert reason in err
 
 
+def test_two_agents_of_one_name_are_not_hosted(assistant: CommandLine, tmp_path: Path) -> None:
+    for module in ("one", "two"):
+        (tmp_path / f"{module}.py").write_text(example())
+    process = assistant.start("run", "--agent", "one:disk", "--agent", "two:disk", cwd=tmp_path)
+    out, err = process.communicate(timeout=30)
+    told = "assistant: two agents are called disk; give one another name\n"
+    assert (process.returncode, out, err) == (2, "", told)
+
+
 def test_a_module_that_is_not_there_is_told(assistant: CommandLine) -> None:
     done = assistant("run", "--agent", "nowhere.at.all:x")
     assert (done.code, done.out) == (78, "")

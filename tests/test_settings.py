@@ -52,7 +52,7 @@ def test_the_database_comes_from_the_first_place_that_names_one(
 
 
 def test_every_setting_has_a_default_and_the_environment_beats_the_file(tmp_path: Path) -> None:
-    environ = {"ASSISTANT_HOME": str(tmp_path)}
+    environ = {"ASSISTANT_HOME": str(tmp_path), "ASSISTANT_HEARTBEAT": ""}
     assert load_settings(environ=environ) == Settings(tmp_path)
     write_config(tmp_path, 'model = "command:a"\nheartbeat = "1m"\nturn_timeout = "2m"\n')
     assert load_settings(environ=environ) == Settings(

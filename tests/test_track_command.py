@@ -156,6 +156,7 @@ def test_a_second_track_of_an_agent_is_refused_and_runs_nothing(
     [
         (["backup"], 2),
         (["backup", "--"], 2),
+        (["backup", "touch"], 2),
         (["two words", "--", "touch"], 65),
         (["--database-url", "host=/nowhere", "backup", "--", "touch"], 69),
     ],

@@ -134,9 +134,10 @@ def _matches(row: AgentRow | None, states: set[str]) -> bool:
     if row is None:
         return "stopped" in states
     facts = {
+        # First, since another program may have written one of the words below.
+        str(row.status): not row.stale,
         "live": row.live,
         "stale": row.stale,
         "stopped": not row.live and not row.stale,
-        str(row.status): not row.stale,
     }
     return any(facts.get(state, False) for state in states)

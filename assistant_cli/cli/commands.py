@@ -15,7 +15,7 @@ import typer
 from typer._coercion import build_runtime_param
 from typer.core import TyperCommand, TyperGroup
 
-from ..errors import ClosedPipeError
+from ..errors import ClosedPipeError, UsageError
 
 # Help lists commands with their first sentence, over several lines where need be.
 _WHOLE_SENTENCE = 1_000
@@ -93,6 +93,18 @@ class Command(TyperCommand):
 
         parser._process_opts = process_options  # type: ignore[method-assign, assignment]
         return parser
+
+
+class CommandBehindDashes(Command):
+    """A command whose argument `command` is all that stands behind `--`, and nothing else."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        rest = super().parse_args(ctx, args[:end])
+        if ctx.params.get("command"):
+            raise UsageError("write -- before the command to run")
+        ctx.params["command"] = args[end + 1 :]
+        return rest
 
 
 class Group(TyperGroup):

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from ..errors import BadDataError, InputMissingError, UsageError
 from . import output
-from .commands import Command
+from .commands import Command, CommandBehindDashes
 from .session import (
     TIMEOUT,
     complete_keys,
@@ -32,18 +32,6 @@ if TYPE_CHECKING:
 
 # Longer than any line that is accepted, so that one without an end is refused, not collected.
 _PIECE_BYTES = 4_000_000
-
-
-class CommandBehindDashes(Command):
-    """A command whose argument `command` is all that stands behind `--`, and nothing else."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        rest = super().parse_args(ctx, args[:end])
-        if ctx.params.get("command"):
-            raise UsageError("write -- before the command to run")
-        ctx.params["command"] = args[end + 1 :]
-        return rest
 
 
 def register(app: typer.Typer) -> None:

@@ -190,7 +190,8 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
                 "workers such as conversation@b, and your own as pkg.module:name"
             )
         definition = definition or load_agent(reference)
-        chosen[definition.name] = definition
+        if chosen.setdefault(definition.name, definition) != definition:
+            raise UsageError(f"two agents are called {definition.name}; give one another name")
     return list(chosen.values())
 
 

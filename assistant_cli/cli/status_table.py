@@ -78,14 +78,12 @@ def _footer(snapshot: Snapshot, now: datetime) -> Text:
         parts[0] += f" (oldest {output.ago(oldest, now)})"
     if inbox.failed:
         parts.append(f"{inbox.failed} failed")
-    heartbeat = snapshot.find("heartbeat")
-    alive = heartbeat is not None and heartbeat.live
     last = _time_of(snapshot.last_tick_at)
     parts.append(f"last heartbeat {output.ago(last, now)} ago" if last else "no heartbeat yet")
     upcoming = _time_of(snapshot.next_tick_at)
-    if alive and upcoming:
+    if upcoming:
         parts.append(f"next in {output.ago(now, max(upcoming, now))}")
-    elif alive and snapshot.next_tick_at == "off":
+    elif snapshot.next_tick_at == "off":
         parts.append("no next one: off")
     if snapshot.paused:
         parts.append("paused")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .commands import Command
+from ..errors import UsageError
+from .commands import CommandBehindDashes
 from .session import Agent, with_database
 
 if TYPE_CHECKING:
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(cls=Command)(track)
+    app.command(cls=CommandBehindDashes)(track)
 
 
 def track(
     agent: Agent,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The command.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD…", help="The command.")
+    ] = None,
     detail: Annotated[
         str | None, typer.Option(help="What the board shows while it runs; default: CMD.")
     ] = None,
@@ -30,6 +33,9 @@ def track(
     \b
     assistant track backup --detail 'nightly backup' -- restic backup /home
     """
+
+    if not command:
+        raise UsageError("write -- and the command to run")
 
     async def run(database: Database) -> int:
         from ..tracking import track as track_command

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ..errors import ConfigurationError
+
+# libpq marks what is to be hidden, but for these.
+_KEYS = {"scram_client_key", "scram_server_key"}
 
 
 def parse_dsn(dsn: str) -> dict[str, Any]:
@@ -42,6 +46,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def redact_dsn(dsn: str) -> str:
-    """The connection string as it may be shown: without its password."""
-    secrets = ("password", "sslpassword")
-    return make_conninfo(**{k: v for k, v in parse_dsn(dsn).items() if k not in secrets})
+    """The connection string as it may be shown: without passwords, secrets and keys."""
+    hidden = {o.keyword.decode() for o in pq.Conninfo.get_defaults() if o.dispchar == b"*"}
+    shown = parse_dsn(dsn).items()
+    return make_conninfo(**{k: v for k, v in shown if k not in hidden | _KEYS})

@@ -56,6 +56,7 @@ class Snapshot:
     """The state of everything at `now`, the database's clock.
 
     Attributes:
+        next_tick_at: when the heartbeat ticks next; `off`: never; None: nobody hosts it.
         paused: since when, and until when, the heartbeat is paused, in words; None: it is not.
         spent: what all turns have used since `midnight`, by the host's wall clock.
     """
@@ -102,11 +103,12 @@ async def read_snapshot(connection: Connection) -> Snapshot:
     assert inbox is not None
     now = inbox.pop("now")
     times = {row["key"]: row["value"] for row in ticks}
+    hosted = any(row.live for row in agents if row.agent == "heartbeat")
     return Snapshot(
         agents=agents,
         inbox=Inbox(**inbox),
         last_tick_at=times.get("heartbeat_last_tick_at"),
-        next_tick_at=times.get("heartbeat_next_tick_at"),
+        next_tick_at=times.get("heartbeat_next_tick_at") if hosted else None,
         paused=times.get("heartbeat_paused"),
         spent=spent,
         midnight=midnight,

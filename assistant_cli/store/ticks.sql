@@ -17,4 +17,5 @@ WHERE agent = %(agent)s AND trigger = 'request' AND outcome <> 'running'
 ORDER BY id LIMIT 1;
 
 -- name: delete
-DELETE FROM public.kv WHERE key = %(key)s;
+DELETE FROM public.kv
+WHERE key = %(key)s AND (expires_at IS NULL OR expires_at > clock_timestamp());
