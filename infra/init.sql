@@ -17,8 +17,8 @@ DO $$
 DECLARE
     found integer := (SELECT max(version) FROM assistant.migrations);
 BEGIN
-    IF found <> 19 THEN
-        RAISE EXCEPTION 'this database is at version %, and this script at 19', found
+    IF found <> 20 THEN
+        RAISE EXCEPTION 'this database is at version %, and this script at 20', found
             USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'Run `assistant db migrate`.';
     END IF;
@@ -44,7 +44,8 @@ INSERT INTO assistant.migrations (version, name) VALUES
     (16, 'waiting_slots'),
     (17, 'last_events'),
     (18, 'known_entries'),
-    (19, 'leftovers')
+    (19, 'leftovers'),
+    (20, 'withdrawn_slots')
 ON CONFLICT DO NOTHING;
 
 -- kv: one JSON value a key. Plain SQL is a first-class writer: triggers keep the extra columns. A
@@ -856,12 +857,32 @@ BEGIN
 END
 $$;
 
+-- Waits for those before, and writes all entries that wait, unless another has written that of this
+-- backend. Returns of that one what write_board does; null where it was not written, and whoever
+-- still wants it is to call again; or the error by which it ended, and the entry is taken back.
+CREATE OR REPLACE FUNCTION assistant.write_slot(
+    the_agent text, given bigint,
+    OUT refused text[], OUT by_another boolean, OUT state text, OUT problem text
+) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+BEGIN
+    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
+    by_another := assistant.collect_slot();
+    refused := CASE WHEN by_another THEN '{}'
+        ELSE assistant.write_with_slots(the_agent, given) END;
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, problem = MESSAGE_TEXT;
+    DELETE FROM assistant.board_slots WHERE pid = pg_backend_pid() AND NOT written;
+END
+$$;
+
 -- Puts one entry on the board, as write_board does, in a commit that it shares with all who come
 -- while another is under way; null where it was not written, and whoever still wants it is to call
 -- again. It commits, so that it cannot be called within a transaction.
 CREATE OR REPLACE PROCEDURE assistant.put_entry(
     the_agent text, entry jsonb, given bigint, INOUT refused text[]
 ) LANGUAGE plpgsql AS $$
+DECLARE
+    ended record;
 BEGIN
     -- A hint that is cheap to ask for: anybody can hold this lock, and the queue is what locks.
     IF pg_try_advisory_xact_lock(7238114906) THEN
@@ -875,13 +896,13 @@ BEGIN
         written = false, collected = false, at = excluded.at;
     -- It does not wait for the disk.
     COMMIT;
-    LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
-    IF NOT assistant.collect_slot() THEN
-        refused := assistant.write_with_slots(the_agent, given);
-        RETURN;
+    SELECT * INTO ended FROM assistant.write_slot(the_agent, given);
+    refused := ended.refused;
+    IF ended.state IS NOT NULL THEN
+        COMMIT;
+        RAISE USING ERRCODE = ended.state, MESSAGE = ended.problem;
     END IF;
-    refused := '{}';
-    IF current_setting('synchronous_standby_names') <> '' THEN
+    IF ended.by_another AND current_setting('synchronous_standby_names') <> '' THEN
         COMMIT;
         -- Whoever wrote it may have broken off its wait for the standbys: so this one waits.
         PERFORM pg_logical_emit_message(true, 'assistant', '');

@@ -103,6 +103,26 @@ async def test_what_its_writer_gave_up_is_not_written_after_what_is_newer(
     assert (await events(database, "build"))[-1] == "failed"
 
 
+@pytest.mark.parametrize("waits_for", ["queue", "row"])
+async def test_who_gives_up_takes_back_what_waits(
+    database: Database, dsn: str, boards: list[StatusBoard], waits_for: str
+) -> None:
+    await boards[0].update("a", {"status": "idle"})
+    with psycopg.connect(dsn) as other, psycopg.connect(dsn) as reader:
+        if waits_for == "queue":
+            other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
+        else:
+            other.execute("SELECT FROM kv FOR UPDATE")
+        reader.execute("SELECT pg_advisory_xact_lock(7238114906)")
+        (update,) = await begin({"build": boards[1]})
+        update.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await update
+    await boards[0].update("a", {"status": "running"})
+    assert await events(database, "build") == []
+    assert await left(database) == []
+
+
 async def test_what_was_given_up_without_a_lease_does_not_come_after_one(
     database: Database, dsn: str, boards: list[StatusBoard]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from random import Random
 from typing import Any
 
 import psycopg
@@ -142,6 +143,17 @@ async def test_what_is_in_memory_is_what_is_stored_whoever_writes_at_the_same_ti
             "conversation": IDLE,
             "heartbeat": {"status": "running", "detail": detail},
         }
+
+
+async def test_what_is_read_is_no_older_than_what_was_written(database: Database) -> None:
+    board = StatusBoard(database, await leases.acquire(database, ["build"]))
+    chance = Random(1)
+    for number in range(300):
+        entry = {"status": "running", "detail": str(number)}
+        update = asyncio.create_task(board.update("build", entry))
+        await asyncio.sleep(chance.random() / 1000)
+        await asyncio.gather(update, board.read())
+        assert board.get()["build"] == entry
 
 
 async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(

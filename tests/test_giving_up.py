@@ -92,22 +92,22 @@ async def test_what_a_process_of_the_server_has_not_read_yet_does_not_come_after
     assert await database.kv.get("x") == "newer"
 
 
-async def test_it_does_not_come_after_what_is_newer_in_the_next_program_either(
+async def test_it_does_not_come_after_what_is_newer_in_another_program_either(
     database: Database, dsn: str
 ) -> None:
     program = Database(dsn)
     with stopped(await backend_of(program)):
         await give_up(program, "older")
-        await program.close()
         await database.kv.set("x", "newer")
     left = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO kv%%'"
     await until_equal(database, left, [0])
+    await program.close()
     assert await database.kv.get("x") == "newer"
 
 
 @pytest.mark.parametrize("older", ["older", "older" * 150_000], ids=["small", "large"])
 @pytest.mark.parametrize("alone", [False, True], ids=["shared commit", "own commit"])
-async def test_a_value_that_is_given_up_does_not_come_after_what_the_next_program_sets(
+async def test_a_value_that_is_given_up_does_not_come_after_what_another_program_sets(
     database: Database, dsn: str, older: str, alone: bool
 ) -> None:
     program = Database(dsn)
@@ -115,13 +115,13 @@ async def test_a_value_that_is_given_up_does_not_come_after_what_the_next_progra
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await program.kv.set("x", older, create=alone)
-        await program.close()
         await database.kv.set("x", "newer")
     await until_equal(database, OTHERS, [0])
+    await program.close()
     assert await database.kv.get("x") == "newer"
 
 
-async def test_an_update_that_is_given_up_does_not_come_after_that_of_the_next_program(
+async def test_an_update_that_is_given_up_does_not_come_after_that_of_another_program(
     database: Database, dsn: str
 ) -> None:
     program = Database(dsn)
@@ -129,9 +129,9 @@ async def test_an_update_that_is_given_up_does_not_come_after_that_of_the_next_p
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
                 await StatusBoard(program).update("backup", {"status": "failed"})
-        await program.close()
         await StatusBoard(database).update("backup", {"status": "idle"})
     await until_equal(database, OTHERS, [0])
+    await program.close()
     assert await database.kv.get_text("status_board", "$.backup.status") == ['"idle"']
 
 
@@ -153,6 +153,49 @@ async def test_a_write_that_is_given_up_before_it_is_begun_is_not_begun(
     await waiting
     await database.kv.set("the next", 1)
     assert await database.kv.get("x") == "newer"
+
+
+@pytest.mark.parametrize("kind", ["value", "status"])
+async def test_a_write_that_is_given_up_while_its_commit_waits_for_a_connection_is_not_sent(
+    database: Database, dsn: str, kind: str
+) -> None:
+    program = Database(dsn, limit=1)
+    board = StatusBoard(program)
+    async with program.connection():
+        writes = (
+            [program.kv.set("x", "older"), program.kv.set("y", 1)]
+            if kind == "value"
+            else [board.update("x", {"status": "failed"}), board.update("y", {"status": "idle"})]
+        )
+        given_up, kept = (asyncio.ensure_future(write) for write in writes)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+    await kept
+    stored = await database.kv.get("status_board") or await database.kv.list_keys()
+    assert ("x" in stored, "y" in stored) == (False, True)
+    await program.close()
+
+
+async def test_what_waits_behind_a_commit_that_was_cancelled_is_written(
+    database: Database, dsn: str
+) -> None:
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE kv")
+        before = asyncio.all_tasks()
+        first = asyncio.create_task(database.kv.set("x", 1))
+        await until_locked(dsn, 1)
+        (committing,) = asyncio.all_tasks() - before - {first}
+        behind = asyncio.create_task(database.kv.set("y", 1))
+        await asyncio.sleep(0)
+        committing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        other.rollback()
+        async with asyncio.timeout(10):
+            await behind
+    assert await database.kv.list_keys() == ["y"]
 
 
 async def test_a_later_value_of_a_batch_that_is_given_up_is_not_stored(

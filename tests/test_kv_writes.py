@@ -246,6 +246,38 @@ async def test_one_key_set_several_times_at_once_ends_with_the_last_value(
     assert (entry.value, entry.revision) == (4, revisions[-1])
 
 
+async def test_large_values_set_at_once_come_in_statements_of_a_bounded_size(
+    kv: KeyValues, database: Database
+) -> None:
+    await asyncio.gather(*(kv.set(f"k{number}", "x" * 900_000) for number in range(9)))
+    assert await rows(database, "SELECT count(DISTINCT xmin::text) FROM kv") == [3]
+
+
+async def test_a_lifetime_that_is_none_fails_alone(kv: KeyValues) -> None:
+    seconds: Any = 60
+    writes = kv.set("a", 1), kv.set("b", 1, ttl=seconds)
+    stored, refused = await asyncio.gather(*writes, return_exceptions=True)
+    assert isinstance(stored, int)
+    assert isinstance(refused, AttributeError)
+
+
+async def test_a_key_that_a_trigger_leaves_out_fails_alone(
+    kv: KeyValues, database: Database
+) -> None:
+    await rows(
+        database,
+        "CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RETURN CASE WHEN NEW.key <> 'b' THEN NEW END; END $$",
+    )
+    await rows(
+        database, "CREATE TRIGGER skip BEFORE INSERT ON kv FOR EACH ROW EXECUTE FUNCTION skip()"
+    )
+    writes = kv.set("a", 1), kv.set("b", 1)
+    stored, refused = await asyncio.gather(*writes, return_exceptions=True)
+    assert isinstance(stored, int)
+    assert isinstance(refused, ConflictError)
+
+
 async def test_a_value_the_database_refuses_fails_alone(database: Database) -> None:
     await rows(database, "ALTER TABLE kv ADD CHECK (key <> 'refused')")
     keys = ["first", "a", "refused", "b"]

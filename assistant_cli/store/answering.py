@@ -23,7 +23,7 @@ from ..crash_points import reach
 from ..errors import ConflictError, DatabaseUnreachableError
 from ..messages import Message, Outcome, Reply, Turn
 from . import turns
-from .batches import Batches, Write
+from .batches import Batches, Write, still_wanted
 from .board import IDLE, StatusBoard
 from .database import Connection, Database
 from .effects import apply_effect
@@ -127,20 +127,11 @@ class Worker:
 
     async def _keep_batch(self, batch: list[_Answer]) -> None:
         """Keep them in one statement; one that is not kept is told so."""
-        replies = [
-            {
-                "turn": answer.turn.id,
-                "conversation": answer.turn.conversation,
-                "id": str(uuid4()),
-                "text": reply.text,
-                "answers": [str(message.id) for message in reply.answers],
-            }
-            for answer in batch
-            for reply in answer.replies
-        ]
-        parameters = {**self._named(), "replies": json.dumps(replies)}
         async with self._board.shown_by(self._agent) as tell:
             async with self._database.connection() as connection:
+                if not (batch := still_wanted(batch)):
+                    return
+                parameters = {**self._named(), "replies": json.dumps(_describe(batch))}
                 reach("reply.before")
                 cursor = await connection.execute(_SQL["keep"], parameters)
                 reach("reply.after")
@@ -163,6 +154,21 @@ class Worker:
 
     def _named(self) -> dict[str, Any]:
         return {"agent": self._agent, "token": self._token}
+
+
+def _describe(answers: list[_Answer]) -> list[dict[str, Any]]:
+    """Replies as the statement that keeps them takes them."""
+    return [
+        {
+            "turn": answer.turn.id,
+            "conversation": answer.turn.conversation,
+            "id": str(uuid4()),
+            "text": reply.text,
+            "answers": [str(message.id) for message in reply.answers],
+        }
+        for answer in answers
+        for reply in answer.replies
+    ]
 
 
 async def fail_turn(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 R = TypeVar("R")
 _MAX_BATCH = 500
-_LEAVE_SECONDS = 2.5
+_LEAVE_SECONDS = 4.5
 """How long one that hangs may hold up whoever gives it up: longer than it takes to break it off."""
 
 
@@ -34,14 +33,6 @@ class Write(Generic[R]):
 W = TypeVar("W", bound=Write)  # type: ignore[type-arg]
 
 
-@dataclass
-class _Batch(Generic[W]):
-    """Writes that are committed together."""
-
-    writes: list[W]
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Batches(Generic[W]):
     """Hands on writes in batches, the next once the one before is committed.
 
@@ -52,8 +43,8 @@ class Batches(Generic[W]):
     def __init__(self, commit: Callable[[list[W]], Awaitable[None]]) -> None:
         self._commit = commit
         self._pending: list[W] = []
-        self._batch: _Batch[W] = _Batch([])
-        self._flusher: asyncio.Task[None] | None = None
+        self._batch: list[W] = []
+        self._committing: asyncio.Task[None] | None = None
 
     async def write(self, write: W) -> None:
         """Have a write committed with those that come at the same time; raises what it was told.
@@ -63,49 +54,40 @@ class Batches(Generic[W]):
         nobody else waits for the same commit.
         """
         self._pending.append(write)
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
+        if self._committing is None:
+            self._begin()
         try:
             await write.written
         except asyncio.CancelledError:
-            batch = self._batch
-            if any(other is write for other in batch.writes):
-                await self._leave(batch, self._flusher)
+            if self._committing and any(other is write for other in self._batch):
+                await self._leave(self._committing)
             raise
 
-    async def _leave(self, batch: _Batch[W], flusher: asyncio.Task[None]) -> None:
-        if not still_wanted(batch.writes) and not flusher.cancelling():
-            flusher.cancel()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVE_SECONDS):
-                await batch.ended.wait()
+    async def _leave(self, task: asyncio.Task[None]) -> None:
+        if not still_wanted(self._batch) and not task.cancelling():
+            task.cancel()
+        await asyncio.wait([task], timeout=_LEAVE_SECONDS)
 
-    async def _flush(self) -> None:
-        try:
-            while self._pending:
-                first, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
-                self._batch = _Batch(still_wanted(first))
-                if self._batch.writes:
-                    await self._commit_batch(self._batch)
-        finally:
-            self._batch = _Batch([])
-            self._flusher = None
+    def _begin(self) -> None:
+        self._committing = asyncio.create_task(self._commit_next())
+        self._committing.add_done_callback(self._ended)
 
-    async def _commit_batch(self, batch: _Batch[W]) -> None:
-        try:
-            await self._commit(batch.writes)
-        except asyncio.CancelledError as error:
-            if still_wanted(batch.writes):
-                fail_all(batch.writes, error)
-                raise
-        except BaseException as error:
-            fail_all(batch.writes, error)
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            batch.ended.set()
-            if self._flusher is not None and self._flusher.cancelling():
-                self._flusher.uncancel()
+    async def _commit_next(self) -> None:
+        first, self._pending = self._pending[:_MAX_BATCH], self._pending[_MAX_BATCH:]
+        self._batch = still_wanted(first)
+        if self._batch:
+            await self._commit(self._batch)
+
+    # A callback, since a task that is cancelled before its first step runs nothing of its own.
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            fail_all(self._batch, error)
+        self._batch = []
+        self._committing = None
+        self._pending = still_wanted(self._pending)
+        if self._pending:
+            self._begin()
 
 
 def still_wanted(writes: Iterable[W]) -> list[W]:

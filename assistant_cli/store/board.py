@@ -12,7 +12,6 @@ from typing import Any, get_args
 
 from ..crash_points import reach
 from ..errors import (
-    AssistantError,
     BadDataError,
     ConflictError,
     DatabaseUnreachableError,
@@ -20,7 +19,7 @@ from ..errors import (
 )
 from ..json_values import check_text, load_json
 from ..messages import AgentStatus
-from .batches import Batches, Write, fail_all, still_wanted
+from .batches import Batches, Write, still_wanted
 from .database import Database
 from .leases import Lease, find_holders, forget_dead_holder
 from .queries import load_queries
@@ -98,9 +97,11 @@ class StatusBoard:
 
     async def read(self) -> dict[str, Any]:
         """Read the stored board into memory and return it as `get` does."""
-        async with self.database.connection() as connection:
-            row = await (await connection.execute(_SQL["read"])).fetchone()
-        self._entries = _entries_of(row)
+        # No entry of this process may be committed between the reading and its being told of.
+        async with self._writing:
+            async with self.database.connection() as connection:
+                row = await (await connection.execute(_SQL["read"])).fetchone()
+            self._entries = _entries_of(row)
         return self.get()
 
     async def repair(self) -> bool:
@@ -119,12 +120,11 @@ class StatusBoard:
             updates = [self._make_update(agent, self._entries[agent]) for agent in wrong]
             try:
                 await self._put(updates)
-            except AssistantError as error:
-                fail_all(updates, error)
-        written = (update.written for update in updates)
-        for result in await asyncio.gather(*written, return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+            finally:
+                # Looked at in any case, or it would be told as an error that nobody looked at.
+                refusals = [u.written.exception() for u in updates if u.written.done()]
+        for refusal in filter(None, refusals):
+            raise refusal
         return bool(wrong)
 
     @asynccontextmanager
@@ -147,26 +147,30 @@ class StatusBoard:
             await self._put(batch)
 
     async def _put(self, batch: list[_Update]) -> None:
-        while (batch := still_wanted(batch)) and (refused := await self._commit(batch)):
+        while batch := still_wanted(batch):
+            batch, refused = await self._commit(batch)
+            if not refused:
+                break
             await self._refuse([update for update in batch if update.agent in refused])
         for update in batch:
             self._entries[update.agent] = update.entry
             update.succeed(None)
 
-    async def _commit(self, batch: list[_Update]) -> set[str]:
-        """Write a batch in one statement; returns the agents whose updates were refused."""
-        query, parameters = _statement(batch)
+    async def _commit(self, batch: list[_Update]) -> tuple[list[_Update], set[str]]:
+        """Write those still wanted in one statement; which, and whose updates were refused."""
         async with self.database.connection() as connection:
-            while True:
+            while batch := still_wanted(batch):
+                query, parameters = _statement(batch)
                 reach("board.before")
                 cursor = await connection.execute(_SQL[query], parameters)
                 reach("board.after")
                 row = await cursor.fetchone()
                 assert row is not None
                 if row[0] is not None:
-                    return set(row[0])
+                    return batch, set(row[0])
                 # It waited for another's commit in vain.
                 await asyncio.sleep(_AGAIN_SECONDS)
+        return [], set()
 
     async def _refuse(self, updates: list[_Update]) -> None:
         holders = await find_holders(self.database, [update.agent for update in updates])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Connection = AsyncConnection[TupleRow]
 
 CONNECT_SECONDS = 10
-_LAST_USE_SECONDS = 2.0
+_END_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
@@ -157,6 +157,8 @@ class Database:
                 ) from error
             finally:
                 await self._give_back(connection)
+                if connection.unanswered:
+                    await self._end_given_up()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -179,14 +181,16 @@ class Database:
     async def close(self) -> None:
         """Close the idle connections; those lent out close when they come back."""
         self._closed = True
-        try:
-            if self._unanswered:
-                # Whoever opens this database next must not be followed by what was given up here.
-                with suppress(AssistantError, TimeoutError):
-                    async with asyncio.timeout(_LAST_USE_SECONDS), self.connection():
-                        pass
-        finally:
-            await self._close_idle()
+        await self._close_idle()
+
+    async def _end_given_up(self) -> None:
+        """Whoever is told that it was given up must not be followed by it, whatever they use.
+
+        Where that fails, the next use of this database tries again.
+        """
+        with suppress(AssistantError, psycopg.Error, TimeoutError):
+            async with asyncio.timeout(_END_SECONDS), await self._connect() as connection:
+                await self._end_unanswered(connection)
 
     async def _end_unanswered(self, connection: Connection) -> None:
         """End sessions that may not have read yet what they were asked to break off."""

@@ -28,6 +28,7 @@ from .transfer import OnConflict, export_lines, import_lines
 from .watch import Deleted, Entry, key_range, watch
 
 _SQL = load_queries(__file__)
+_MAX_COMMIT_CHARACTERS = 4_000_000
 
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _STEPS = re.compile(rf'(?:{_QUOTED}|\[[^\]]*\]|[^"?()\[\s])*')
@@ -37,8 +38,7 @@ _STEP = re.compile(rf'{_QUOTED}|\[[^\]]*\]|\*+(?:\{{[^}}]*\}})?(?![^.\[])|[^".\[
 @dataclass
 class _SetKey(Write[int]):
     key: str
-    text: str
-    ttl: timedelta | None
+    entry: str
 
 
 class KeyValues:
@@ -138,7 +138,8 @@ class KeyValues:
         check_key(key)
         check_json(text)
         if not (create or merge or if_revision is not None):
-            write = _SetKey(asyncio.get_running_loop().create_future(), key, text, ttl)
+            entry = _entry_to_set(key, text, ttl)
+            write = _SetKey(asyncio.get_running_loop().create_future(), key, entry)
             await self._batches.write(write)
             return write.written.result()
         create = create or if_revision == 0
@@ -164,19 +165,21 @@ class KeyValues:
     async def _set_batch(self, batch: list[_SetKey]) -> None:
         """Store each text; a key that comes again is stored again, after all the others."""
         while batch := still_wanted(batch):
-            first = {write.key: write for write in reversed(batch)}
-            await self._set_together(list(first.values()))
+            await self._set_together(_next_commit(batch))
 
     async def _set_together(self, writes: list[_SetKey]) -> None:
         """Store texts of different keys with one commit, or each alone if one is refused."""
-        entries = (_entry_to_set(write.key, write.text, write.ttl) for write in writes)
-        parameters = {"writes": f"[{', '.join(entries)}]"}
         try:
             async with self._database.connection() as connection:
+                if not (writes := still_wanted(writes)):
+                    return
+                parameters = {"writes": f"[{', '.join(write.entry for write in writes)}]"}
                 cursor = await connection.execute(_SQL["set"], parameters)
                 revisions = dict(await cursor.fetchall())
+        except DatabaseUnreachableError:
+            raise
         except AssistantError as error:
-            if len(writes) == 1 or isinstance(error, DatabaseUnreachableError):
+            if len(writes) == 1:
                 fail_all(writes, error)
                 return
             for write in writes:
@@ -184,7 +187,10 @@ class KeyValues:
                     await self._set_together([write])
         else:
             for write in writes:
-                write.succeed(revisions[write.key])
+                if write.key in revisions:
+                    write.succeed(revisions[write.key])
+                else:
+                    write.fail(ConflictError(f"a trigger of the table left out {write.key!r}"))
 
     async def delete(self, *keys: str) -> None:
         """Delete keys, all of them or none.
@@ -305,6 +311,19 @@ def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
         return "replace_at_revision"
     assert merge
     return "merge"
+
+
+def _next_commit(batch: list[_SetKey]) -> list[_SetKey]:
+    """The first writes of a batch that fit into one statement, each key once."""
+    first: dict[str, _SetKey] = {}
+    size = 0
+    for write in batch:
+        if write.key not in first:
+            size += len(write.entry)
+            if first and size > _MAX_COMMIT_CHARACTERS:
+                break
+            first[write.key] = write
+    return list(first.values())
 
 
 def _entry_to_set(key: str, text: str, ttl: timedelta | None) -> str:
