@@ -73,10 +73,6 @@ class EmbeddedPostgres:
     def _stop_mark(self) -> Path:
         return self.folder / "stopped"
 
-    def exists(self) -> bool:
-        """Whether a cluster has been created."""
-        return os.path.lexists(self.data_folder)
-
     def dsn(self) -> str:
         """How to connect, whether or not the server is up; asks no process.
 

@@ -52,12 +52,6 @@ class AgentFailedError(AssistantError):
     exit_code = 6
 
 
-class PendingError(AssistantError):
-    """Not yet."""
-
-    exit_code = 8
-
-
 class BadDataError(AssistantError):
     """The data given is not acceptable: not JSON, a bad path, too large."""
 

@@ -25,7 +25,7 @@ from .store.retention import prune
 log = logging.getLogger(__name__)
 
 _RENEWAL_PATIENCE_SECONDS = 3.0
-_RENEWAL_RETRY_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
 _NEWS_POLL_SECONDS = 10.0
 _CANCELLATION_POLL_SECONDS = 1.0
 _PRUNE_SECONDS = 600.0
@@ -69,7 +69,7 @@ async def keep_lease(database: Database, lease: Lease) -> None:
                 reason = str(error).partition("\n")[0] or "the database does not answer"
                 log.warning("cannot renew the lease, trying on: %s", reason)
             failing = True
-        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def _follow_news(host: Host, agents: list[Agent]) -> None:
@@ -132,7 +132,7 @@ async def _follow_patiently(
             async with aclosing(follow(database, channel, read, poll=poll)) as states:
                 async for state in states:
                     act(state)
-        await asyncio.sleep(_RENEWAL_RETRY_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 async def _run_every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..clock import SystemClock
 from ..durations import parse_duration, parse_interval
 from ..errors import (
+    AgentFailedError,
     AssistantError,
     BadDataError,
     ConfigurationError,
@@ -37,10 +38,8 @@ Work = Callable[["TurnContext"], Awaitable[str | None]]
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-class WorkError(AssistantError):
+class WorkError(AgentFailedError):
     """An agent's function failed; so does its turn."""
-
-    exit_code = 6
 
 
 @dataclass(frozen=True)

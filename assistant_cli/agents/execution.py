@@ -7,7 +7,7 @@ import logging
 from asyncio.tasks import _unregister_task
 
 from ..durations import format_duration
-from ..errors import AssistantError, LeaseLostError, TurnClosedError
+from ..errors import AgentFailedError, AssistantError, LeaseLostError, TurnClosedError
 from ..json_values import keepable
 from ..messages import Outcome, Turn
 from ..patience import patiently
@@ -22,16 +22,12 @@ _MAX_ERROR_CHARACTERS = 4_000
 _RELEASE_SECONDS = 3.0
 
 
-class TurnCancelledError(AssistantError):
+class TurnCancelledError(AgentFailedError):
     """Somebody asked for the turn to be ended."""
 
-    exit_code = 6
 
-
-class StuckError(AssistantError):
+class StuckError(AgentFailedError):
     """An agent cannot begin a turn: what an earlier one began goes on."""
-
-    exit_code = 6
 
 
 def names(agent: Agent, turn: Turn) -> dict[str, object]:

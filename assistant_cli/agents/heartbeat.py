@@ -35,7 +35,7 @@ Messages from the user since your last heartbeat: {messages}.
 Otherwise answer exactly: {silence}"""
 
 
-@agent(name=HEARTBEAT, every="30m")
+@agent(name=HEARTBEAT)
 async def reflect(turn: TurnContext) -> str:
     """reflecting"""
     news = await patiently(lambda: heartbeat.read_since_last_tick(turn.database))

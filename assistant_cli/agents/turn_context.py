@@ -23,7 +23,6 @@ class TurnContext:
     Attributes:
         id: the turn, as in `assistant turns show ID`.
         agent: the agent's name.
-        requested: somebody asked for this turn; it is not the time that made it.
         messages: what is to be answered; empty where a time made the turn.
         database: keys, the board and all else, as `connect` gives it.
     """
@@ -31,7 +30,6 @@ class TurnContext:
     def __init__(self, host: Host, turn: Turn, messages: Sequence[Message] = ()) -> None:
         self.id = turn.id
         self.agent = turn.agent
-        self.requested = turn.trigger == "request"
         self.messages = messages
         self.database: Database = host.database
         self._host = host

@@ -31,7 +31,7 @@ Exit codes:
   4 stale: the holder is gone    74 output not written
   5 lost the race                75 too many messages wait
   6 an agent or a turn failed    77 not permitted
-  8 not yet                      78 configuration wrong
+  8 (kept for later use)         78 configuration wrong
                                  124 deadline passed
                                  130 interrupted, 143 terminated, 141 closed pipe
 

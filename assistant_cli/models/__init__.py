@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..errors import AssistantError, ConfigurationError
+from ..errors import AgentFailedError, ConfigurationError
 from ..messages import Message, Usage
 
 StepKind = Literal["request", "response", "tool_call", "tool_result"]
@@ -14,10 +14,8 @@ Tool = Callable[..., Awaitable[str]]
 """What a model may call: its name, annotations and docstring are what the model is told."""
 
 
-class ModelError(AssistantError):
+class ModelError(AgentFailedError):
     """A model gave no reply; the turn failed."""
-
-    exit_code = 6
 
 
 class RefusedError(ModelError):

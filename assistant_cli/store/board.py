@@ -26,7 +26,6 @@ from .queries import load_queries
 
 _SQL = load_queries(__file__)
 
-KEY = "status_board"
 AGENTS = ("conversation", "heartbeat")
 IDLE: Mapping[str, str | None] = {"status": "idle", "detail": None}
 MAX_DETAIL_BYTES = 2_000

@@ -25,7 +25,6 @@ SENT = "sent"
 """The hint that a message may be begun, and nothing else has changed."""
 ANSWERED = "answered"
 """The hint that messages were answered; that others may be begun now is a hint of its own."""
-AGENT = CONVERSATION
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ async def say(
     turn: Turn,
     text: str,
     *,
-    source: str = AGENT,
+    source: str = CONVERSATION,
     conversation: str | None = None,
 ) -> UUID:
     """Keep what an agent says, as part of the caller's transaction."""

@@ -25,9 +25,9 @@ async def test_a_fresh_start_answers_queries_and_says_where_it_is(
 ) -> None:
     server = new_server
     said: list[str] = []
-    assert not server.exists()
+    assert not server.data_folder.exists()
     assert await server.start(said.append)
-    assert server.exists()
+    assert server.data_folder.exists()
     *progress, started = said
     assert all(line.startswith("still starting") for line in progress)
     assert started == (

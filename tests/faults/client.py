@@ -23,7 +23,7 @@ from uuid import UUID
 
 from assistant_cli import Database, StatusBoard, connect, runtime, upkeep
 from assistant_cli.errors import ConflictError, DatabaseUnreachableError
-from assistant_cli.messages import Reply, Turn
+from assistant_cli.messages import CONVERSATION, Reply, Turn
 from assistant_cli.store import answering, inbox, leases
 from assistant_cli.store import database as connections
 from assistant_cli.store.watch import Deleted
@@ -261,12 +261,12 @@ async def answer(client: Client, database: Database) -> None:
     """
     while not client.stopping.is_set():
         token = await client.recorder.call(
-            "acquire", lambda: _acquire(database, [inbox.AGENT]), agents=[inbox.AGENT]
+            "acquire", lambda: _acquire(database, [CONVERSATION]), agents=[CONVERSATION]
         )
         if token is not None:
-            await answering.recover(database, inbox.AGENT, token)
-            board = StatusBoard(database, leases.Lease((inbox.AGENT,), token))
-            worker = answering.Worker(board, inbox.AGENT)
+            await answering.recover(database, CONVERSATION, token)
+            board = StatusBoard(database, leases.Lease((CONVERSATION,), token))
+            worker = answering.Worker(board, CONVERSATION)
             while await _answer(client, worker, token):
                 await client.pause(0.2)
         await client.pause(0.2)
@@ -278,7 +278,7 @@ async def _answer(client: Client, worker: answering.Worker, token: int) -> bool:
     async def claim() -> list[Turn]:
         return await worker.claim("none", 2)
 
-    turns = await client.recorder.call("claim", claim, agent=inbox.AGENT, token=token)
+    turns = await client.recorder.call("claim", claim, agent=CONVERSATION, token=token)
     for turn in turns or []:
         text = "\n".join(f"re: {message.content}" for message in turn.messages)
         await worker.keep(turn, [Reply(turn.messages, text)])
