@@ -102,20 +102,6 @@ def check_utf8(text: str, what: str) -> None:
     _utf8_size(text, what)
 
 
-def keepable(value: Any) -> Any:
-    """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
-    match value:
-        case str():
-            pairs = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return pairs.replace("\x00", "\ufffd")
-        case dict():
-            return {keepable(name): keepable(child) for name, child in value.items()}
-        case list():
-            return [keepable(child) for child in value]
-        case _:
-            return value
-
-
 def check_text(text: str) -> None:
     """Check that a text is one that a JSON value can hold.
 

@@ -23,6 +23,9 @@ Action = Literal["remind", "say", "ask"]
 
 CONVERSATION = "conversation"
 """The agent that answers messages, and what its answers have as their source."""
+HEARTBEAT = "heartbeat"
+"""The agent that wakes on a timer, and what it says has as its source."""
+AGENTS = (CONVERSATION, HEARTBEAT)
 MAIN_CONVERSATION = "main"
 SILENCE = "[no action needed]"
 """What an agent returns, or its model answers, that has nothing to say."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from .agents import HEARTBEAT
 from .agents.conversation import ConversationAgent, conversation
 from .agents.definition import AgentDefinition, Interval
 from .agents.heartbeat import HeartbeatAgent, Limits, reflect
@@ -20,7 +19,7 @@ from .agents.loop import run_agent
 from .agents.timed import TimedAgent
 from .clock import Clock, SystemClock
 from .errors import AgentFailedError, AssistantError, ConflictError, DatabaseUnreachableError
-from .messages import is_conversation
+from .messages import HEARTBEAT, is_conversation
 from .models import Model
 from .models.pausing import PausingModel
 from .patience import patiently

@@ -10,11 +10,10 @@ from functools import partial
 from math import inf
 
 from ..errors import BadDataError
-from ..messages import Message, Outcome, Reply, Turn
+from ..messages import CONVERSATION, Message, Outcome, Reply, Turn
 from ..models import ModelError, RefusedError
 from ..models.pausing import REFUSED_PAUSE
 from ..store import answering
-from . import CONVERSATION
 from .commands import is_command, obey
 from .definition import AgentDefinition, agent
 from .host import Finish, Host

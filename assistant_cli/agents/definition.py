@@ -24,10 +24,9 @@ from ..errors import (
     LeaseLostError,
     UsageError,
 )
-from ..messages import check_content, is_conversation
+from ..messages import AGENTS, check_content, is_conversation
 from ..store.board import check_agent
 from ..timing import host_zone, plan_cron
-from . import AGENTS
 
 if TYPE_CHECKING:
     from .turn_context import TurnContext

@@ -8,12 +8,11 @@ from asyncio.tasks import _unregister_task
 
 from ..durations import format_duration
 from ..errors import AgentFailedError, AssistantError, LeaseLostError, TurnClosedError
-from ..json_values import keepable
 from ..messages import Outcome, Turn
 from ..patience import patiently
 from ..redaction import without_secrets
 from ..store.connection_string import parse_dsn
-from ..store.turns import CANCELLED
+from ..store.turns import CANCELLED, keepable
 from .host import Agent, Finish, Host
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,11 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from ..active_hours import ActiveHours, start_of_day
-from ..messages import SILENCE, Outcome, Turn
+from ..messages import HEARTBEAT, SILENCE, Outcome, Turn
 from ..patience import patiently
 from ..store import firing, heartbeat, ticks
 from ..store.status import read_formatted
 from ..store.turns import get_spend
-from . import HEARTBEAT
 from .definition import AgentDefinition, agent
 from .desk import as_data
 from .host import Finish, Host

@@ -14,6 +14,7 @@ from typing import Literal
 from ..errors import BadDataError
 from ..json_values import check_key, dump_json
 from ..messages import (
+    HEARTBEAT,
     MAIN_CONVERSATION,
     AddSchedule,
     CancelSchedule,
@@ -28,7 +29,6 @@ from ..models import Tool
 from ..store import schedules
 from ..store.status import read_formatted
 from ..timing import Timing, host_zone, plan
-from . import HEARTBEAT
 from .host import Host
 
 _MAX_FOUND = 20

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AgentFailedError
+from ..messages import HEARTBEAT
 from . import output
 from .commands import Command, Group
 from .session import TIMEOUT, JsonOption, duration, optional_duration, with_database
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..store.database import Database
     from ..store.turns import TurnReport
 
-_HEARTBEAT = "heartbeat"
 _FAILED = {"failed", "timed_out", "interrupted"}
 
 app = typer.Typer(
@@ -52,10 +52,10 @@ def now(
         from ..store import ticks
         from ..store.turns import read_report
 
-        since = await ticks.request(database, _HEARTBEAT)
+        since = await ticks.request(database, HEARTBEAT)
         if not wait:
             return None
-        turn_id = await ticks.wait_for_requested(database, _HEARTBEAT, since)
+        turn_id = await ticks.wait_for_requested(database, HEARTBEAT, since)
         return await read_report(database, turn_id, pretty=False)
 
     report = with_database(ask, timeout=limit)
@@ -83,7 +83,7 @@ def pause(
     async def rest(database: Database) -> str:
         from ..store import ticks
 
-        return await ticks.pause(database, _HEARTBEAT, length)
+        return await ticks.pause(database, HEARTBEAT, length)
 
     output.tell(f"paused {with_database(rest)}")
 
@@ -95,7 +95,7 @@ def resume() -> None:
     async def wake(database: Database) -> bool:
         from ..store import ticks
 
-        return await ticks.resume(database, _HEARTBEAT)
+        return await ticks.resume(database, HEARTBEAT)
 
     output.tell("resumed" if with_database(wake) else "it was not paused")
 
@@ -112,7 +112,7 @@ def last(as_json: JsonOption = False) -> None:
         from ..store import ticks
         from ..store.turns import read_report
 
-        turn_id = await ticks.find_last_tick(database, _HEARTBEAT)
+        turn_id = await ticks.find_last_tick(database, HEARTBEAT)
         return await read_report(database, turn_id, pretty=False)
 
     report = with_database(read)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
+from ..messages import AGENTS
 from . import output
 from .commands import Command
 from .session import Agents, optional_duration, while_read, with_database
@@ -16,8 +17,6 @@ from .session import Agents, optional_duration, while_read, with_database
 if TYPE_CHECKING:
     from ..store.database import Database
     from ..store.status import AgentRow, Snapshot, Transition
-
-_BUILT_IN = {"conversation", "heartbeat"}
 
 
 def register(app: typer.Typer) -> None:
@@ -115,7 +114,7 @@ def _check(rows: list[AgentRow]) -> None:
     if failed:
         raise AgentFailedError(f"failed: {', '.join(failed)}")
     # An agent that a script reports has no process to be alive; the two built in have.
-    stopped = [row.agent for row in rows if not row.live and row.agent in _BUILT_IN]
+    stopped = [row.agent for row in rows if not row.live and row.agent in AGENTS]
     if stopped or not rows:
         raise NotFoundError(f"not running: {', '.join(stopped) or 'no agent is on the board'}")
 

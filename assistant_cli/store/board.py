@@ -18,7 +18,7 @@ from ..errors import (
     LeaseLostError,
 )
 from ..json_values import check_text, load_json
-from ..messages import AgentStatus
+from ..messages import AGENTS, AgentStatus
 from .batches import Batches, Write, still_wanted
 from .database import Database
 from .leases import Lease, find_holders, forget_dead_holder
@@ -26,7 +26,6 @@ from .queries import load_queries
 
 _SQL = load_queries(__file__)
 
-AGENTS = ("conversation", "heartbeat")
 IDLE: Mapping[str, str | None] = {"status": "idle", "detail": None}
 MAX_DETAIL_BYTES = 2_000
 _AGAIN_SECONDS = 0.01

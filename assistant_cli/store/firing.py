@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import class_row
 
 from ..errors import AssistantError
-from ..messages import Outcome, Turn
+from ..messages import HEARTBEAT, Outcome, Turn
 from ..timing import Timing, elapse
 from .database import Connection, Database
 from .inbox import announce
@@ -29,7 +29,6 @@ GRACE = timedelta(minutes=1)
 _FIRST_DELAY = timedelta(seconds=5)
 _LONGEST_DELAY = timedelta(hours=1)
 _MOST_DELAYS = 7
-_SPEAKER = "heartbeat"
 
 
 async def next_due(connection: Connection) -> datetime | None:
@@ -142,7 +141,7 @@ async def _fire(
         "conversation": schedule.conversation,
         "role": "user" if asks else "assistant",
         "content": prefix + schedule.content,
-        "source": "schedule" if asks else _SPEAKER,
+        "source": "schedule" if asks else HEARTBEAT,
         "external_id": f"{schedule.id}/{due_at.astimezone(UTC).isoformat()}",
         "message_state": "waiting" if asks else "said",
         "turn": None if asks or turn is None else turn.id,

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..crash_points import reach
-from ..messages import Outcome, Trigger, Turn
+from ..messages import HEARTBEAT, Outcome, Trigger, Turn
 from . import firing, inbox, turns
 from .database import Connection, Database
 from .leases import guard
 from .queries import load_queries
 
 _SQL = load_queries(__file__)
-AGENT = "heartbeat"
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ async def next_due(database: Database) -> datetime | None:
 async def begin_delivery(database: Database, token: int) -> Turn:
     """Begin a turn that delivers what is due; no model takes part."""
     async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
+        await guard(connection, HEARTBEAT, token)
         turn = await _begin_delivery(connection, token)
         reach("delivery.before")
     reach("delivery.after")
@@ -79,7 +78,7 @@ async def deliver(
         on_time_from: what was due before this was missed; None: a minute before `now`.
     """
     async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
+        await guard(connection, HEARTBEAT, token)
         outcome = await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
         reach("firing.before")
     reach("firing.after")
@@ -91,14 +90,14 @@ async def deliver_at_once(
 ) -> Outcome:
     """Begin a delivery and end it, in one transaction: it cannot be left open."""
     async with database.transaction() as connection:
-        await guard(connection, AGENT, token)
+        await guard(connection, HEARTBEAT, token)
         turn = await _begin_delivery(connection, token)
         return await _deliver(connection, turn, now, on_time_from)
 
 
 async def _begin_delivery(connection: Connection, token: int) -> Turn:
     trigger: Trigger = "reminder" if await firing.reminds_next(connection) else "schedule"
-    return await turns.begin(connection, AGENT, trigger, None, token, "none")
+    return await turns.begin(connection, HEARTBEAT, trigger, None, token, "none")
 
 
 async def _deliver(

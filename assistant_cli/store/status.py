@@ -11,7 +11,7 @@ from psycopg.rows import class_row, dict_row
 
 from ..active_hours import start_of_day
 from ..clock import SystemClock
-from ..messages import is_conversation
+from ..messages import HEARTBEAT, is_conversation
 from ..process_identity import ProcessIdentity, known_dead
 from .database import Connection, Database
 from .follow import Hints, follow
@@ -103,7 +103,7 @@ async def read_snapshot(connection: Connection) -> Snapshot:
     assert inbox is not None
     now = inbox.pop("now")
     times = {row["key"]: row["value"] for row in ticks}
-    hosted = any(row.live for row in agents if row.agent == "heartbeat")
+    hosted = any(row.live for row in agents if row.agent == HEARTBEAT)
     return Snapshot(
         agents=agents,
         inbox=Inbox(**inbox),

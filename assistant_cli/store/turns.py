@@ -17,7 +17,6 @@ from ..errors import (
     NotFoundError,
     TurnClosedError,
 )
-from ..json_values import keepable
 from ..messages import Message, Outcome, Trigger, Turn, Usage
 from .database import Connection, Database
 from .leases import guard, read_holders
@@ -166,6 +165,20 @@ async def show_partial_reply(database: Database, turn: Turn, text: str) -> None:
     async with database.connection() as connection:
         parameters = {"turn": turn.id, "text": keepable(text)}
         await connection.execute(_SQL["put_partial"], parameters)
+
+
+def keepable(value: Any) -> Any:
+    """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
+    match value:
+        case str():
+            pairs = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return pairs.replace("\x00", "\ufffd")
+        case dict():
+            return {keepable(name): keepable(child) for name, child in value.items()}
+        case list():
+            return [keepable(child) for child in value]
+        case _:
+            return value
 
 
 async def interrupt_open(
