@@ -44,6 +44,23 @@ def asking_for_passwords() -> Iterator[PasswordServer]:
             server.stop()
 
 
+@contextmanager
+def primary_and_standby() -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """Such a server, and another that replicates it."""
+    with server_folder() as folder:
+        primary, standby = PostgresServer(folder, "primary"), PostgresServer(folder, "standby")
+        primary.create()
+        try:
+            primary.start()
+            set_up(primary)
+            standby.copy(primary, "standby")
+            standby.start()
+            yield primary, standby
+        finally:
+            primary.stop()
+            standby.stop()
+
+
 def set_up(server: PostgresServer) -> PasswordServer:
     """Make the database and its users."""
     with psycopg.connect(server.admin_dsn, autocommit=True) as connection:

@@ -20,8 +20,8 @@ from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .hosting import ask, hosting, rows, until, until_equal
-from .password_server import set_up
-from .postgres_server import PASSWORD, PostgresServer, server_folder
+from .password_server import primary_and_standby
+from .postgres_server import PASSWORD, PostgresServer
 
 SENDERS = 4
 BEFORE_THE_FAULT = 40
@@ -74,25 +74,15 @@ class Cluster:
 @pytest.fixture(params=[True, False], ids=["synchronous", "asynchronous"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two servers with streaming replication."""
-    with server_folder() as folder:
-        primary, standby = PostgresServer(folder, "primary"), PostgresServer(folder, "standby")
-        primary.create()
-        try:
-            primary.start()
-            set_up(primary)
-            standby.copy(primary, "standby")
-            standby.start()
-            with psycopg.connect(primary.admin_dsn, autocommit=True) as connection:
-                if request.param:
-                    connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
-                    connection.execute("SELECT pg_reload_conf()")
-                state = "sync" if request.param else "async"
-                known = "SELECT FROM pg_stat_replication WHERE sync_state = %s"
-                eventually(lambda: connection.execute(known, (state,)).rowcount, "the standby")
-            yield Cluster(primary, standby, request.param)
-        finally:
-            primary.stop()
-            standby.stop()
+    with primary_and_standby() as (primary, standby):
+        with psycopg.connect(primary.admin_dsn, autocommit=True) as connection:
+            if request.param:
+                connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
+                connection.execute("SELECT pg_reload_conf()")
+            state = "sync" if request.param else "async"
+            known = "SELECT FROM pg_stat_replication WHERE sync_state = %s"
+            eventually(lambda: connection.execute(known, (state,)).rowcount, "the standby")
+        yield Cluster(primary, standby, request.param)
 
 
 @dataclass

@@ -33,15 +33,27 @@ _UNLISTEN_SECONDS = 1.0
 _BUSY_SECONDS = 5.0
 POLL_SECONDS_WITHOUT_HINTS = 1.0
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
+_LOST = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    TimeoutError,
+)
 
 
 async def follow(
-    database: Database, channel: str, read: Read[T], *, poll: float = POLL_SECONDS
+    database: Database,
+    channel: str,
+    read: Read[T],
+    *,
+    poll: float = POLL_SECONDS,
+    standby: bool = False,
 ) -> AsyncGenerator[T]:
     """Yield what `read` returns, at once and after every change; outlives lost connections.
 
     `read` gets the payloads that arrived since its last call, or None for "anything may have
-    changed", and returns None where nothing did. It may be called in vain.
+    changed", and returns None where nothing did. It may be called in vain. `standby`: one will
+    do, although it may be behind; whoever writes as well needs the primary.
 
     Raises:
         AssistantError: the first connection fails, or a later one for a reason that waiting
@@ -53,7 +65,7 @@ async def follow(
         try:
             async with database.lasting_connection() as connection:
                 connected = True
-                async with aclosing(_states(connection, channel, read, poll)) as states:
+                async with aclosing(_states(connection, channel, read, poll, standby)) as states:
                     async for state in states:
                         failures = 0
                         yield state
@@ -69,17 +81,16 @@ async def follow(
 
 
 async def _states(
-    connection: Connection, channel: str, read: Read[T], poll: float
+    connection: Connection, channel: str, read: Read[T], poll: float, standby: bool
 ) -> AsyncGenerator[T]:
     """Yield on one connection; ends where it was let go."""
     now = asyncio.get_running_loop().time
     payloads: list[str] = []
     look_at_all = now()
     unannounced = -1  # the first read is no surprise
-    if is_pooled(connection):
-        poll = min(poll, POLL_SECONDS_WITHOUT_HINTS)
     try:
-        await _listen(connection, channel)
+        if not await listen(connection, channel, standby=standby):
+            poll = min(poll, POLL_SECONDS_WITHOUT_HINTS)
         while True:
             # Hints about other things, however many, must not put off the look at everything.
             complete = not payloads or "" in payloads or now() >= look_at_all
@@ -100,7 +111,7 @@ async def _states(
             payloads = [
                 notify.payload async for notify in connection.notifies(timeout=pause, stop_after=1)
             ]
-    except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+    except _LOST as error:
         with suppress(psycopg.Error):
             await connection.close()
         raise DatabaseUnreachableError("the connection was lost") from error
@@ -110,11 +121,20 @@ async def _states(
         await _stop_listening(connection)
 
 
-async def _listen(connection: Connection, channel: str) -> None:
-    """Have hints sent, where a pooler lets them through."""
-    if not is_pooled(connection):
+async def listen(connection: Connection, channel: str, *, standby: bool) -> bool:
+    """Have hints sent; False: a pooler keeps them, or this is a standby or an engine without."""
+    if is_pooled(connection):
+        return False
+    try:
         async with asyncio.timeout(_READ_SECONDS):
             await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+    except psycopg.errors.FeatureNotSupported:
+        return False
+    except psycopg.errors.ReadOnlySqlTransaction:
+        if not standby:
+            raise
+        return False
+    return True
 
 
 @contextmanager

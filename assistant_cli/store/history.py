@@ -45,7 +45,7 @@ async def follow_messages(
         AssistantError: as `follow` does.
     """
     reader = _Reader(conversation, limit)
-    async with aclosing(follow(database, CHANNEL, reader.read)) as states:
+    async with aclosing(follow(database, CHANNEL, reader.read, standby=True)) as states:
         async for messages in states:
             yield messages
 

@@ -156,7 +156,8 @@ async def follow_snapshots(database: Database, poll: float = 1.0) -> AsyncGenera
             return None
         return await read_snapshot(connection)
 
-    async with aclosing(follow(database, "assistant_kv", read, poll=poll)) as snapshots:
+    following = follow(database, "assistant_kv", read, poll=poll, standby=True)
+    async with aclosing(following) as snapshots:
         async for snapshot in snapshots:
             yield snapshot
 

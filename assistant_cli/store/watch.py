@@ -58,7 +58,8 @@ async def watch(
 ) -> AsyncGenerator[Change]:
     """Yield the current entries and then each change. See `KeyValues.watch`."""
     watcher = _Watcher(key, prefix, initial)
-    async with aclosing(follow(database, CHANNEL, watcher.read, poll=poll)) as states:
+    following = follow(database, CHANNEL, watcher.read, poll=poll, standby=True)
+    async with aclosing(following) as states:
         async for changes in states:
             for change in changes:
                 yield change
