@@ -22,6 +22,7 @@ from .store.connection_string import parse_dsn, redact_dsn
 from .store.database import Database
 from .store.migrations import LATEST_VERSION, check_version
 from .store.opening import configured_dsn
+from .store.refusals import READ_ONLY
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,7 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
                 "`psql -f infra/init.sql` puts them back"
             )
         yield Finding("kv triggers", "in place" if not missing else "incomplete", problem)
-        writes = await health.may_write(database)
-        refused = None
-        if not writes:
-            refused = NotPermittedError(
-                "this user may not write here; GRANT assistant_runtime to it (infra/roles.sql)"
-            )
-        yield Finding("writing", "permitted" if writes else "not permitted", refused)
+        yield await _writing(database)
         if await health.behind_pooler(database):
             yield Finding("pooler", "in front of the server: nothing is prepared, watching polls")
         works = await health.notifications_arrive(database)
@@ -148,6 +143,15 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("database", "failed", error)
     finally:
         await database.close()
+
+
+async def _writing(database: Database) -> Finding:
+    if await health.is_read_only(database):
+        return Finding("writing", "impossible", DatabaseUnreachableError(READ_ONLY))
+    if await health.may_write(database):
+        return Finding("writing", "permitted")
+    advice = "this user may not write here; GRANT assistant_runtime to it (infra/roles.sql)"
+    return Finding("writing", "not permitted", NotPermittedError(advice))
 
 
 def _open_password(settings: Settings) -> ConfigurationError | None:

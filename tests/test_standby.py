@@ -17,6 +17,7 @@ from .hosting import hosting, until
 from .password_server import PasswordServer, primary_and_standby
 from .postgres_server import PostgresServer
 from .test_database_urls_and_logins import on
+from .test_doctor_command import checks
 from .test_failover import Watcher
 
 REPLICATED = "SELECT FROM pg_stat_replication WHERE replay_lsn >= pg_current_wal_lsn()"
@@ -83,6 +84,17 @@ def test_watches_poll_a_standby_and_go_on_when_it_is_promoted(
             assert watch.process.communicate()[1] == ""
     finally:
         viewer.end_all()
+
+
+def test_the_doctor_tells_that_a_standby_is_one(pair: Pair, environment: dict[str, str]) -> None:
+    assert on(environment, url(pair.primary))("report", "backup", "idle").code == 0
+    pair.catch_up()
+    done = on(environment, url(pair.standby))("doctor", "--json")
+    assert (done.code, done.err) == (69, "")
+    found = checks(done)
+    assert found["notifications"]["result"] == "do not arrive; watching polls"
+    assert "read-only, as a standby is" in found["writing"]["problem"]
+    assert [name for name, check in found.items() if not check["ok"]] == ["writing"]
 
 
 async def test_whoever_waits_for_a_reply_does_not_settle_for_a_standby(pair: Pair) -> None:

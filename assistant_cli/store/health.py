@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import uuid4
 
 from psycopg.rows import class_row
 
 from .database import Database, is_pooled
+from .follow import listen
 from .leases import Holder
 from .migrations import schema_version
 from .queries import load_queries
@@ -42,25 +42,32 @@ async def find_missing_triggers(database: Database) -> list[str]:
 
 
 async def may_write(database: Database) -> bool:
-    """Whether this user may change what the agents change, on this server."""
+    """Whether this user may change what the agents change."""
+    return await _is("may_write", database)
+
+
+async def is_read_only(database: Database) -> bool:
+    """Whether writing is refused to everybody, as on a standby."""
+    return await _is("read_only", database)
+
+
+async def _is(query: str, database: Database) -> bool:
     async with database.connection() as connection:
-        row = await (await connection.execute(_SQL["may_write"])).fetchone()
+        row = await (await connection.execute(_SQL[query])).fetchone()
     return bool(row and row[0])
 
 
 async def notifications_arrive(database: Database) -> bool:
-    """Whether a notification sent on one connection reaches another; poolers swallow them."""
+    """Whether a notification sent on one connection reaches another; none does on a standby."""
     token = uuid4().hex
-    async with await database.connect() as listener:
-        if is_pooled(listener):
+    async with database.connection() as listener, listener:
+        if not await listen(listener, "assistant_probe", standby=True):
             return False
-        await listener.execute("LISTEN assistant_probe")
         async with database.connection() as sender:
             await sender.execute("SELECT pg_notify('assistant_probe', %s)", (token,))
-        async with asyncio.timeout(_PROBE_SECONDS + 1):
-            async for notify in listener.notifies(timeout=_PROBE_SECONDS):
-                if notify.payload == token:
-                    return True
+        async for notify in listener.notifies(timeout=_PROBE_SECONDS):
+            if notify.payload == token:
+                return True
     return False
 
 

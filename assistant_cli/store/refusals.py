@@ -18,6 +18,7 @@ from ..errors import (
 
 _QUEUE_FULL = "AS001"
 """Raised by the schema itself: assistant.limit_waiting."""
+READ_ONLY = "this server is read-only, as a standby is; use the primary's address"
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
@@ -62,9 +63,7 @@ def translate(error: psycopg.Error) -> AssistantError:
             "assistant_reader, writing assistant_runtime, migrating the owner's (infra/roles.sql)"
         )
     if state == "25006":
-        return DatabaseUnreachableError(
-            "this server is read-only, as a standby is; use the primary's address"
-        )
+        return DatabaseUnreachableError(READ_ONLY)
     if state == "55000":
         kind = ConfigurationError
     elif state[:2] in {"22", "42", "54", "P0"} or isinstance(error, psycopg.DataError):
