@@ -136,6 +136,7 @@ async def test_the_work_goes_on_at_the_promoted_standby(
         watch = Watcher(assistant.start("kv", "watch", "k", **quiet))
         assert assistant("kv", "set", "k", '"before"').code == 0
         await asyncio.to_thread(watch.next, "before")
+        await asyncio.to_thread(status.next, "agents")
 
         await fail_over_under_load(cluster, sender)
 
