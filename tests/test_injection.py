@@ -143,25 +143,24 @@ async def test_a_memory_entry_cannot_order_it_either(
 
 
 @pytest.mark.parametrize(
-    ("key", "tool", "arguments"),
+    ("tool", "arguments", "told"),
     [
-        ("agents/conversation/x", "get_key", {"key": "agents/conversation/x"}),
-        ("diary/1", "search_memory", {"query": "before"}),
+        ("get_key", {"key": "agents/conversation/x"}, json.dumps(HOSTILE)),
+        ("search_memory", {"query": "before"}, f"diary/1: {HOSTILE}"),
     ],
 )
 async def test_nor_can_what_a_tool_returns(
-    database: Database, server: OpenAIServer, key: str, tool: str, arguments: dict[str, str]
+    database: Database, server: OpenAIServer, tool: str, arguments: dict[str, str], told: str
 ) -> None:
-    await database.kv.set(key, HOSTILE)
+    for key in ("agents/conversation/x", "diary/1"):
+        await database.kv.set(key, HOSTILE)
     before = await prepare(database)
     server.will(calls(tool, json.dumps(arguments)))
     async with hosting(database, MODEL):
         assert await ask(database, "hello") == "Done as told."
     await assert_refused(database, before, earlier_calls=1)
     assert "CALL" not in json.dumps(server.requests[0])
-    ((source, told),) = marked(texts(server.requests[1], "tool")[0])
-    assert source == f"tool {tool}"
-    assert HOSTILE in json.loads(told.removeprefix(f"{key}: "))
+    assert marked(texts(server.requests[1], "tool")[0]) == [(f"tool {tool}", told)]
 
 
 async def test_nor_can_what_another_program_reports_on_the_board(

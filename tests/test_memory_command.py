@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from assistant_cli.store.database import Database
+
 from .conftest import CommandLine
+from .hosting import ask
+from .openai_server import OpenAIServer, calls, marked, says, texts
 from .terminals import run_on_terminal
 
 
@@ -45,6 +51,28 @@ def test_a_search_finds_all_words_in_any_case(remembered: CommandLine) -> None:
     assert [line.split("\t")[0] for line in found.splitlines()] == ["memory/notes/1", "diary/1"]
     assert remembered("memory", "search", "quiet MILK").out.startswith("diary/1")
     assert remembered("memory", "search", "coffee").code == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "found"), [('"hi"', True), ("nleft", False), ("LEFT diary", True), ("gone", False)]
+)
+async def test_a_model_finds_what_a_user_finds(
+    assistant: CommandLine,
+    database: Database,
+    server: OpenAIServer,
+    talking: Any,
+    query: str,
+    found: bool,
+) -> None:
+    await database.kv.set("diary/1", 'she said "hi"\nleft at five')
+    done = await asyncio.to_thread(assistant, "memory", "search", query)
+    assert done.code == (0 if found else 3)
+    server.will(calls("search_memory", json.dumps({"query": query})), says("Well."))
+    async with talking():
+        await ask(database, "look")
+    (result,) = texts(server.requests[1], "tool")
+    told = 'diary/1: she said "hi"\nleft at five' if found else "nothing found"
+    assert marked(result) == [("tool search_memory", told)]
 
 
 def editor(folder: Path, script: str) -> str:

@@ -26,7 +26,7 @@ from ..messages import (
     check_content,
 )
 from ..models import Tool
-from ..store import schedules
+from ..store import memory, schedules
 from ..store.status import read_formatted
 from ..timing import Timing, host_zone, plan
 from .host import Host
@@ -75,11 +75,8 @@ class Tools:
         Args:
             query: words to look for.
         """
-        words = query.lower().split()
-        entries = await self._host.database.kv.list_entries("memory/")
-        entries += await self._host.database.kv.list_entries("diary/")
-        found = [e for e in entries if all(word in f"{e.key} {e.text}".lower() for word in words)]
-        return "\n".join(f"{e.key}: {e.text}" for e in found[-_MAX_FOUND:]) or "nothing found"
+        found = await memory.search_memory(self._host.database, query)
+        return "\n".join(f"{e.key}: {e.plain}" for e in found[-_MAX_FOUND:]) or "nothing found"
 
     async def read_memory(self, name: Literal["soul", "user", "instructions"]) -> str:
         """Read one of the three texts of memory.

@@ -17,7 +17,6 @@ from .commands import Command, Group
 from .session import JsonOption, with_database
 
 if TYPE_CHECKING:
-    from ..store.database import Database
     from ..store.watch import Entry
 
 app = typer.Typer(
@@ -30,8 +29,6 @@ def register(root: typer.Typer) -> None:
     root.add_typer(app, name="memory")
 
 
-_PREFIXES = ("memory/", "diary/")
-_TEXTS = ("soul", "user", "instructions")
 Name = Annotated[
     str, typer.Argument(help="soul, user, instructions, or a key such as notes/…, diary/….")
 ]
@@ -43,9 +40,11 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print what is remembered, or one text of it; exit 3 where there is none."""
-    entries = with_database(_read_all)
+    from ..store.memory import memory_key, read_memory
+
+    entries = with_database(read_memory)
     if name is not None:
-        entries = [entry for entry in entries if entry.key == _key(name)]
+        entries = [entry for entry in entries if entry.key == memory_key(name)]
         if not entries:
             raise NotFoundError(f"nothing is remembered as {name!r}; `assistant memory show` lists")
     _print(entries, as_json, alone=name is not None)
@@ -57,12 +56,9 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Print what contains all the words, in any case; exit 3 where nothing does."""
-    words = query.lower().split()
-    entries = [
-        entry
-        for entry in with_database(_read_all)
-        if all(word in f"{entry.key} {entry.plain}".lower() for word in words)
-    ]
+    from ..store.memory import search_memory
+
+    entries = with_database(lambda database: search_memory(database, query))
     if not entries:
         raise NotFoundError(f"nothing that is remembered contains {query!r}")
     _print(entries, as_json)
@@ -75,7 +71,9 @@ def edit(name: Name) -> None:
     \b
     assistant memory edit user
     """
-    key = _key(name)
+    from ..store.memory import memory_key
+
+    key = memory_key(name)
     entry = with_database(lambda database: database.kv.get_entry(key))
     before = entry.plain if entry else ""
     after = _edited(before)
@@ -90,14 +88,6 @@ def edit(name: Name) -> None:
         raise ConflictError(f"{key} was changed meanwhile; your text is kept in {kept}") from None
     except AssistantError as error:
         raise type(error)(f"{error}; your text is kept in {_keep(after)}") from None
-
-
-async def _read_all(database: Database) -> list[Entry]:
-    return [entry for prefix in _PREFIXES for entry in await database.kv.list_entries(prefix)]
-
-
-def _key(name: str) -> str:
-    return name if name.startswith(_PREFIXES) else f"memory/{name}"
 
 
 def _print(entries: list[Entry], as_json: bool, alone: bool = False) -> None:
