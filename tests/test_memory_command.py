@@ -104,13 +104,51 @@ def test_an_edit_that_comes_too_late_loses_and_its_text_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("command", "code"), [(None, 2), ("no-such-editor", 78), ("false", 78), ("true", 0)]
+    ("script", "code"),
+    [
+        (r'printf "caf\351" > "$1"', 65),
+        ('echo mine > "$1"; exit 1', 78),
+        ('echo mine > "$1"; kill -INT $PPID; exec sleep 60', 130),
+    ],
+)
+def test_the_text_of_an_edit_that_fails_is_kept(
+    remembered: CommandLine, tmp_path: Path, script: str, code: int
+) -> None:
+    remembered.environment |= {"TMPDIR": str(tmp_path), "EDITOR": editor(tmp_path, script)}
+    done = remembered("memory", "edit", "user")
+    assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)
+    kept = Path(done.err.strip().rpartition(" ")[2])
+    assert kept.read_bytes() in {b"caf\xe9", b"mine\n"}
+    assert remembered("memory", "show", "user").out.startswith("likes tea")
+
+
+def test_the_ends_of_lines_stay_as_they_are(remembered: CommandLine, tmp_path: Path) -> None:
+    remembered("kv", "set", "memory/user", "--string", "tea\r\nmilk")
+    remembered.environment["EDITOR"] = editor(tmp_path, 'echo "red" >> "$1"')
+    assert remembered("memory", "edit", "user").code == 0
+    assert json.loads(remembered("kv", "get", "memory/user").out) == "tea\r\nmilk\nred"
+
+
+def test_what_is_no_text_is_not_edited(remembered: CommandLine, tmp_path: Path) -> None:
+    remembered("kv", "set", "memory/user", '{"a": 1}')
+    remembered.environment["EDITOR"] = editor(tmp_path, 'echo mine > "$1"')
+    done = remembered("memory", "edit", "user")
+    assert (done.code, done.out) == (65, "")
+    assert "use `assistant kv set memory/user`" in done.err
+    assert remembered("kv", "get", "memory/user").out == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(None, 2), ("no-such-editor", 78), ("vi 'x", 78), ("false", 78), ("rm", 66), ("true", 0)],
 )
 def test_without_an_edit_nothing_changes(
-    remembered: CommandLine, command: str | None, code: int
+    remembered: CommandLine, tmp_path: Path, command: str | None, code: int
 ) -> None:
+    remembered.environment["TMPDIR"] = str(tmp_path)
     if command:
         remembered.environment["EDITOR"] = command
     done = remembered("memory", "edit", "user")
     assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)
     assert remembered("memory", "show", "user").out.startswith("likes tea")
+    assert list(tmp_path.glob("assistant-memory-*")) == []

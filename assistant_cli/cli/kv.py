@@ -170,7 +170,7 @@ def _read_value(value: str | None, string: bool) -> str:
     if value is None or value == "-":
         value = read_stdin().removesuffix("\n")
     elif value.startswith("@"):
-        value = _read_file(value[1:]).removesuffix("\n")
+        value = read_file(value[1:]).removesuffix("\n")
     if string:
         return dump_json(value)
     try:
@@ -193,7 +193,13 @@ def read_stdin() -> str:
     return _read_all(sys.stdin.buffer, "stdin")
 
 
-def _read_file(name: str) -> str:
+def read_file(name: str) -> str:
+    """All of a file as UTF-8.
+
+    Raises:
+        BadDataError: it is not UTF-8, or far larger than any value.
+        InputMissingError: it is missing, or cannot be read.
+    """
     from pathlib import Path
 
     try:

@@ -6,12 +6,21 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AssistantError, ConfigurationError, ConflictError, NotFoundError, UsageError
+from ..errors import (
+    AssistantError,
+    BadDataError,
+    ConfigurationError,
+    ConflictError,
+    NotFoundError,
+    UsageError,
+)
 from . import output
 from .commands import Command, Group
 from .session import JsonOption, with_database
@@ -75,19 +84,19 @@ def edit(name: Name) -> None:
 
     key = memory_key(name)
     entry = with_database(lambda database: database.kv.get_entry(key))
+    if entry and not isinstance(entry.value, str):
+        raise BadDataError(f"{key} holds no text; use `assistant kv set {key}`")
     before = entry.plain if entry else ""
-    after = _edited(before)
-    if after == before:
-        output.tell("nothing was changed")
-        return
-    revision = entry.revision if entry else 0
-    try:
-        with_database(lambda database: database.kv.set(key, after, if_revision=revision))
-    except ConflictError:
-        kept = _keep(after)
-        raise ConflictError(f"{key} was changed meanwhile; your text is kept in {kept}") from None
-    except AssistantError as error:
-        raise type(error)(f"{error}; your text is kept in {_keep(after)}") from None
+    with _file_with(before) as file:
+        after = _edited(file)
+        if after == before:
+            output.tell("nothing was changed")
+            return
+        revision = entry.revision if entry else 0
+        try:
+            with_database(lambda database: database.kv.set(key, after, if_revision=revision))
+        except ConflictError:
+            raise ConflictError(f"{key} was changed meanwhile") from None
 
 
 def _print(entries: list[Entry], as_json: bool, alone: bool = False) -> None:
@@ -100,24 +109,40 @@ def _print(entries: list[Entry], as_json: bool, alone: bool = False) -> None:
         output.print_rows((entry.key, entry.plain) for entry in entries)
 
 
-def _edited(text: str) -> str:
+@contextmanager
+def _file_with(text: str) -> Iterator[Path]:
+    """A file to edit a text in; it stays where what was made of it could not be stored."""
+    before = f"{text}\n".encode() if text else b""
+    handle, name = tempfile.mkstemp(prefix="assistant-memory-", suffix=".txt")
+    with os.fdopen(handle, "wb") as written:
+        written.write(before)
+    file = Path(name)
+    try:
+        yield file
+    except BaseException as error:
+        kept = f"your text is kept in {file}"
+        if not file.exists() or file.read_bytes() == before:
+            file.unlink(missing_ok=True)
+        elif isinstance(error, AssistantError):
+            raise type(error)(f"{error}; {kept}") from None
+        else:
+            output.tell(kept)
+        raise
+    file.unlink(missing_ok=True)
+
+
+def _edited(file: Path) -> str:
+    """What the user's editor makes of a file."""
+    from .kv import read_file
+
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor:
         raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
-    file = _keep(text)
     try:
         done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
-        if done.returncode:
-            raise ConfigurationError(f"the editor {editor!r} ended with {done.returncode}")
-        return file.read_text("utf-8").removesuffix("\n")
-    except OSError as error:
-        raise ConfigurationError(f"cannot run the editor {editor!r}: {error.strerror}") from None
-    finally:
-        file.unlink(missing_ok=True)
-
-
-def _keep(text: str) -> Path:
-    handle, name = tempfile.mkstemp(prefix="assistant-memory-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(f"{text}\n" if text else "")
-    return Path(name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"cannot run the editor {editor!r}: {reason}") from None
+    if done.returncode:
+        raise ConfigurationError(f"the editor {editor!r} ended with {done.returncode}")
+    return read_file(str(file)).removesuffix("\n")
