@@ -276,7 +276,7 @@ async def _run_agents(host: Host, options: RunOptions) -> int:
             for task in background:
                 task.cancel()
     except BaseExceptionGroup as group:
-        raise _first_cause(group) from None
+        raise first_cause(group) from None
     return sum(worker.result() for worker in workers if not worker.cancelled())
 
 
@@ -332,9 +332,9 @@ async def _leave(database: Database, board: StatusBoard | None, lease: Lease) ->
     log.info("stopped; %s released", " and ".join(lease.agents))
 
 
-def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The program's own error in a group, before anything it brought about."""
     leaves: list[BaseException] = []
     for error in group.exceptions:
-        leaves += [_first_cause(error)] if isinstance(error, BaseExceptionGroup) else [error]
+        leaves += [first_cause(error)] if isinstance(error, BaseExceptionGroup) else [error]
     return next((leaf for leaf in leaves if isinstance(leaf, AssistantError)), leaves[0])

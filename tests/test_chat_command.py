@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
-from .conftest import CommandLine, eventually
+from .conftest import CommandLine, eventually, lock_waiters
 from .hosting import Hold
 from .openai_server import OpenAIServer, says, serving
+from .terminals import Terminal
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
@@ -81,7 +84,7 @@ def test_a_chat_with_nobody_running_hosts_the_agents_until_it_ends(
     assistant("run", "--until-idle")
     assistant.environment["ASSISTANT_MODEL"] = "command:tr a-z A-Z"
     screen = opened(assistant)
-    screen.shows("this chat hosts the agents; the model is command:tr a-z A-Z")
+    screen.shows("this chat hosts conversation and heartbeat; ")
     screen.shows("/remember the earlier days")
     screen.type("hello", "Enter")
     screen.shows("HELLO")
@@ -92,6 +95,63 @@ def test_a_chat_with_nobody_running_hosts_the_agents_until_it_ends(
     screen.prompts()
     screen.leave()
     assert assistant("status", "--check").code == 3
+
+
+@needs_tmux
+def test_a_chat_hosts_only_what_nobody_else_does(assistant: CommandLine, opened: Opened) -> None:
+    assistant.start_run("--agent", "heartbeat")
+    assistant.environment["ASSISTANT_MODEL"] = "command:tr a-z A-Z"
+    screen = opened(assistant)
+    screen.shows("this chat hosts conversation; the model is ")
+    screen.prompts()
+    screen.type("hello", "Enter")
+    screen.shows("HELLO")
+    screen.prompts()
+    screen.leave()
+    assert assistant("status", "conversation", "--check").code == 3
+    assert assistant("status", "heartbeat", "--check").code == 0
+
+
+def start_chat(assistant: CommandLine) -> Terminal:
+    """A chat whose exit code counts."""
+    assistant.environment |= {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+    return Terminal(assistant, "chat", more=("stdin", "stderr"))
+
+
+def test_a_chat_whose_agents_another_process_takes_first_ends_at_once(
+    assistant: CommandLine, sql: psycopg.Connection[Any], dsn: str
+) -> None:
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE assistant.leases IN EXCLUSIVE MODE")
+        chat = start_chat(assistant)
+        eventually(lambda: lock_waiters(sql), "the wait for the leases")
+        other.execute(
+            "INSERT INTO assistant.leases VALUES "
+            "('conversation', 99, 'elsewhere', 1, 'x', now(), now() + interval '1 minute')"
+        )
+    assert chat.finish() == 5
+    assert "hosts conversation and heartbeat; the model is offline\n" in chat.plain
+    assert "conversation is already held by host elsewhere" in chat.plain
+
+
+@pytest.mark.parametrize("said", [None, "hello"])
+def test_a_chat_whose_agents_are_taken_over_ends_and_takes_nothing_back(
+    assistant: CommandLine, sql: psycopg.Connection[Any], tmp_path: Path, said: str | None
+) -> None:
+    hold = Hold(tmp_path)
+    hold.close()
+    assistant.environment |= {"ASSISTANT_MODEL": hold.model, "ASSISTANT_HEARTBEAT": "off"}
+    chat = start_chat(assistant)
+    chat.wait_for("> ")
+    if said:
+        chat.type(f"{said}\r")
+        eventually(lambda: hold.asked == [said], "the question")
+    taken = "UPDATE assistant.leases SET token = token + 1"
+    eventually(lambda: sql.execute(taken).rowcount == 2, "the leases")
+    assert chat.finish() == 5
+    assert re.search("this process (lost its lease|no longer holds)", chat.plain)
+    states = [row[0] for row in sql.execute("SELECT state FROM assistant.messages")]
+    assert states == (["working"] if said else [])
 
 
 @needs_tmux

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,8 +44,8 @@ def chat(
 
     Replies of language models come as they are made.
 
-    It speaks to the `assistant run` that is up, on this host or another; with none, it hosts
-    the agents itself for as long as it lasts.
+    It speaks to the `assistant run` that answers, on this host or another; with none, it hosts
+    the agents that nobody else does, and the chat and they end together.
     """
     if not (sys.stdin and sys.stdin.isatty() and output.can_redraw()):
         raise UsageError(
@@ -66,24 +67,35 @@ def chat(
 async def _agents(
     database: Database, models: dict[str, Model], options: RunOptions
 ) -> AsyncIterator[None]:
-    """Host the agents meanwhile, unless somebody else does."""
+    """Host meanwhile what nobody else does, unless messages are answered elsewhere.
+
+    A host that fails ends what is done meanwhile, with its own error.
+    """
     import asyncio
 
-    from ..runtime import host
+    from ..runtime import first_cause, host
     from ..store.status import get_snapshot
 
-    if (await get_snapshot(database)).answering:
+    snapshot = await get_snapshot(database)
+    if snapshot.answering:
         yield
         return
-    model = models["conversation"].name
-    output.tell(f"no `assistant run` is up: this chat hosts the agents; the model is {model}")
+    live = {row.agent for row in snapshot.agents if row.live}
+    options = replace(options, agents=[a for a in options.agents if a.name not in live])
+    hosted, model = " and ".join(options.names), models["conversation"].name
+    output.tell(f"no conversation agent is running: this chat hosts {hosted}; the model is {model}")
     stopping = asyncio.Event()
-    hosting = asyncio.create_task(host(database, models, options, stopping))
     try:
-        yield
-    finally:
-        stopping.set()
-        await hosting
+        async with asyncio.TaskGroup() as tasks:
+            hosting = tasks.create_task(host(database, models, options, stopping))
+            try:
+                yield
+            finally:
+                stopping.set()
+                # The group itself would cut a host off where the talk has failed.
+                await asyncio.wait({hosting})
+    except BaseExceptionGroup as group:
+        raise first_cause(group) from None
 
 
 class _Chat:
@@ -159,7 +171,8 @@ class _Chat:
             return
         reply = output.GrowingText()
         waiting = asyncio.ensure_future(inbox.wait_for_reply(self._database, message, reply.show))
-        loop = asyncio.get_running_loop()
+        loop, talk = asyncio.get_running_loop(), asyncio.current_task()
+        assert talk is not None
         loop.add_signal_handler(signal.SIGINT, waiting.cancel)
         try:
             async with telling_who_is_gone(self._database):
@@ -167,11 +180,12 @@ class _Chat:
         except AgentFailedError as error:
             output.tell(str(error))
         except asyncio.CancelledError:
-            if not waiting.cancelled():
+            if talk.cancelling():
                 raise
             await inbox.withdraw(self._database, message)
             output.tell("cancelled")
         finally:
+            waiting.cancel()
             loop.remove_signal_handler(signal.SIGINT)
 
 
