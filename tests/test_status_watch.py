@@ -132,6 +132,14 @@ def test_watch_ends_silently_with_its_reader_and_on_ctrl_c(assistant: CommandLin
     assert watch.stderr.read() == ""
 
 
+@pytest.mark.parametrize("command", [["status", "--watch"], ["history", "--follow"]])
+def test_what_follows_ends_at_its_deadline(assistant: CommandLine, command: list[str]) -> None:
+    assistant("report", "backup", "idle")
+    assistant("send", "hello")
+    done = assistant(*command, "--timeout", "1s")
+    assert (done.code, len(done.out.splitlines()), len(done.err.splitlines())) == (124, 1, 1)
+
+
 def test_watch_outlives_a_restart_of_the_server(
     private_home: Path, environment: dict[str, str]
 ) -> None:

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..messages import MAIN_CONVERSATION, Message
 from . import output
 from .commands import Command
-from .session import Count, JsonOption, while_read, with_database
+from .session import TIMEOUT, Count, JsonOption, optional_duration, while_read, with_database
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -35,6 +35,7 @@ def history(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with each new message.")
     ] = False,
+    timeout: Annotated[str | None, TIMEOUT] = None,
 ) -> None:
     """Show the last messages of a conversation, oldest first.
 
@@ -49,8 +50,11 @@ def history(
     if everything and conversation is not None:
         raise UsageError("give either --conversation or --all")
     where = None if everything else _check(conversation)
+    limit = optional_duration(timeout, "--timeout")
     if follow:
-        with_database(lambda database: while_read(_follow(database, where, count, as_json)))
+        with_database(
+            lambda database: while_read(_follow(database, where, count, as_json)), timeout=limit
+        )
         return
 
     async def read(database: Database) -> Sequence[Message]:
@@ -58,7 +62,7 @@ def history(
 
         return await read_last(database, where, count)
 
-    _print_last(with_database(read), as_json)
+    _print_last(with_database(read, timeout=limit), as_json)
 
 
 def _check(conversation: str | None) -> str:
@@ -69,10 +73,10 @@ def _check(conversation: str | None) -> str:
     return name
 
 
-async def _follow(database: Database, conversation: str | None, count: int, as_json: bool) -> None:
+async def _follow(database: Database, where: str | None, count: int, as_json: bool) -> None:
     from ..store.history import follow_messages
 
-    async with aclosing(follow_messages(database, conversation, count)) as states:
+    async with aclosing(follow_messages(database, where, count)) as states:
         _print_last(await anext(states), as_json)
         async for messages in states:
             if as_json:

@@ -12,9 +12,11 @@ from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
 from ..messages import AGENTS
 from . import output
 from .commands import Command
-from .session import Agents, optional_duration, while_read, with_database
+from .session import TIMEOUT, Agents, optional_duration, while_read, with_database
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from ..store.database import Database
     from ..store.status import AgentRow, Snapshot, Transition
 
@@ -39,6 +41,7 @@ def status(
     count: Annotated[
         int | None, typer.Option("-n", min=1, help="With --history: at most so many; 20.")
     ] = None,
+    timeout: Annotated[str | None, TIMEOUT] = None,
 ) -> None:
     """Show what each agent does, since when, and whether its process is still alive.
 
@@ -49,27 +52,28 @@ def status(
     assistant status --check || notify-send 'the assistant needs a look'
     """
     names = agents or []
+    limit = optional_duration(timeout, "--timeout")
     if history:
         if watch or check:
             raise UsageError("--history goes with neither --watch nor --check")
-        _show_history(names, since, count or 20, as_json)
+        _show_history(names, since, count or 20, as_json, limit)
     elif since is not None or count is not None:
         raise UsageError("--since and -n go with --history")
     elif watch:
         if check:
             raise UsageError("--check goes without --watch; `assistant wait` waits")
-        with_database(lambda database: while_read(_watch(database, names, as_json)))
+        with_database(lambda database: while_read(_watch(database, names, as_json)), timeout=limit)
     else:
-        _show_once(names, as_json, check)
+        _show_once(names, as_json, check, limit)
 
 
-def _show_once(names: list[str], as_json: bool, check: bool) -> None:
+def _show_once(names: list[str], as_json: bool, check: bool, limit: timedelta | None) -> None:
     async def read(database: Database) -> Snapshot:
         from ..store.status import get_snapshot
 
         return await get_snapshot(database)
 
-    snapshot = with_database(read)
+    snapshot = with_database(read, timeout=limit)
     rows = _select(snapshot, names)
     if as_json:
         output.print_document(describe(snapshot, rows))
@@ -183,7 +187,9 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
                 await output.write_as_read(output.format_document(document))
 
 
-def _show_history(names: list[str], since: str | None, count: int, as_json: bool) -> None:
+def _show_history(
+    names: list[str], since: str | None, count: int, as_json: bool, limit: timedelta | None
+) -> None:
     age = optional_duration(since, "--since")
 
     async def read(database: Database) -> list[Transition]:
@@ -191,7 +197,7 @@ def _show_history(names: list[str], since: str | None, count: int, as_json: bool
 
         return await read_transitions(database, names, age, count)
 
-    events = with_database(read)
+    events = with_database(read, timeout=limit)
     if as_json:
         output.print_document({"schema": 1, "events": [_describe_event(e) for e in events]})
     elif output.stdout_is_terminal():
