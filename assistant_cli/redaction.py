@@ -11,7 +11,10 @@ _NAME_OF_SECRET = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^\s/:@]*):[^\s/@]+(?=@)")
-_PASSWORD_IN_DSN = re.compile(r"\b(password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s'&]+)", re.IGNORECASE)
+_SECRETS_OF_DSN = "(?:ssl)?password|scram_(?:client|server)_key|oauth_client_secret"
+_PASSWORD_IN_DSN = re.compile(
+    rf"\b((?:{_SECRETS_OF_DSN})\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s'&]+)", re.IGNORECASE
+)
 _SHORTEST = 6
 """Shorter ones are words of any text."""
 

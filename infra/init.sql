@@ -1,9 +1,12 @@
 -- The whole schema of the assistant, for readers, for `psql -f` and for docker-compose; the steps
 -- that lead a database of an older version here are in assistant_cli/store/migrations.
--- It can run again on a database that has it, also while programs use it.
+-- It can run again on a database that has it. Programs that write at that moment may have to write
+-- again, and so may this have to run again: it is one transaction.
 
 BEGIN;
 SET LOCAL client_min_messages = warning;
+-- One at a time, as migrations are.
+DO $$ BEGIN PERFORM pg_advisory_xact_lock(7238114905); END $$;
 
 CREATE SCHEMA IF NOT EXISTS assistant;
 
@@ -20,7 +23,7 @@ BEGIN
     IF found <> 20 THEN
         RAISE EXCEPTION 'this database is at version %, and this script at 20', found
             USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = 'Run `assistant db migrate`.';
+                HINT = 'An older database is led to it by `assistant db migrate`.';
     END IF;
 END
 $$;
@@ -716,9 +719,13 @@ DECLARE
     complete boolean;
 BEGIN
     -- Nobody wants them any more: a writer gives up after 15 seconds, and collects within moments.
-    DELETE FROM assistant.board_slots WHERE at < clock_timestamp() - CASE
-        WHEN collected THEN interval '2 seconds'
-        WHEN written THEN interval '1 minute' ELSE interval '20 seconds' END;
+    DELETE FROM assistant.board_slots
+    WHERE at < clock_timestamp() - CASE
+            WHEN collected THEN interval '2 seconds'
+            WHEN written THEN interval '1 minute' ELSE interval '20 seconds' END
+        -- Its writer is gone: looked for only of those that wait for long.
+        OR NOT written AND at < clock_timestamp() - interval '1 second'
+            AND NOT EXISTS (SELECT FROM pg_stat_get_activity(pid));
     tokens := assistant.lock_leases_of_slots();
     LOOP
         WITH next AS (
@@ -862,7 +869,8 @@ $$;
 -- still wants it is to call again; or the error by which it ended, and the entry is taken back.
 CREATE OR REPLACE FUNCTION assistant.write_slot(
     the_agent text, given bigint,
-    OUT refused text[], OUT by_another boolean, OUT state text, OUT problem text
+    OUT refused text[], OUT by_another boolean,
+    OUT state text, OUT problem text, OUT detail text, OUT hint text
 ) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
     LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE;
@@ -870,8 +878,12 @@ BEGIN
     refused := CASE WHEN by_another THEN '{}'
         ELSE assistant.write_with_slots(the_agent, given) END;
 EXCEPTION WHEN query_canceled OR OTHERS THEN
-    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, problem = MESSAGE_TEXT;
-    DELETE FROM assistant.board_slots WHERE pid = pg_backend_pid() AND NOT written;
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, problem = MESSAGE_TEXT,
+        detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    -- One that is locked is being written at the moment.
+    DELETE FROM assistant.board_slots WHERE pid IN (
+        SELECT pid FROM assistant.board_slots
+        WHERE pid = pg_backend_pid() AND NOT written FOR UPDATE SKIP LOCKED);
 END
 $$;
 
@@ -900,7 +912,8 @@ BEGIN
     refused := ended.refused;
     IF ended.state IS NOT NULL THEN
         COMMIT;
-        RAISE USING ERRCODE = ended.state, MESSAGE = ended.problem;
+        RAISE USING ERRCODE = ended.state, MESSAGE = ended.problem,
+            DETAIL = ended.detail, HINT = ended.hint;
     END IF;
     IF ended.by_another AND current_setting('synchronous_standby_names') <> '' THEN
         COMMIT;

@@ -18,7 +18,7 @@ from .test_board_sharing import begin, events, left
 
 WAIT = (
     "INSERT INTO assistant.board_slots (pid, agent, entry, token, at) "
-    "SELECT coalesce(min(pid), 0) - 1, %s, "
+    "SELECT coalesce(min(pid), -1) - 1, %s, "
     """jsonb_build_object('status', %s::text, 'detail', null), %s, """
     "clock_timestamp() - %s * interval '1 s' FROM assistant.board_slots"
 )
@@ -118,6 +118,28 @@ async def test_who_gives_up_takes_back_what_waits(
         update.cancel()
         with pytest.raises(asyncio.CancelledError):
             await update
+    await boards[0].update("a", {"status": "running"})
+    assert await events(database, "build") == []
+    assert await left(database) == []
+
+
+async def test_who_gives_up_does_not_wait_for_whoever_takes_it_along(
+    database: Database, dsn: str, boards: list[StatusBoard]
+) -> None:
+    with psycopg.connect(dsn) as other, psycopg.connect(dsn) as reader:
+        other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
+        reader.execute("SELECT pg_advisory_xact_lock(7238114906)")
+        (update,) = await begin({"build": boards[1]})
+        other.execute("UPDATE assistant.board_slots SET written = true")
+        update.cancel()
+        async with asyncio.timeout(1.5):
+            await asyncio.wait([update])
+
+
+async def test_what_waits_of_a_process_that_is_gone_is_not_written(
+    database: Database, boards: list[StatusBoard]
+) -> None:
+    await rows(database, WAIT, "build", "running", None, 2)
     await boards[0].update("a", {"status": "running"})
     assert await events(database, "build") == []
     assert await left(database) == []

@@ -18,7 +18,7 @@ from assistant_cli.store.answering import Worker
 from assistant_cli.store.database import Database
 from assistant_cli.store.inbox import put_message
 
-from .conftest import CommandLine, eventually
+from .conftest import CommandLine, eventually, until_locked
 from .stored_board import IDLE, blocked, events, lock_the_board, stored
 
 # What a program of somebody else's does: report, one after the other, and say when it is done.
@@ -154,6 +154,18 @@ async def test_what_is_read_is_no_older_than_what_was_written(database: Database
         await asyncio.sleep(chance.random() / 1000)
         await asyncio.gather(update, board.read())
         assert board.get()["build"] == entry
+
+
+async def test_the_board_is_read_while_a_commit_is_waited_for(database: Database, dsn: str) -> None:
+    board = StatusBoard(database)
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE assistant.board_queue IN EXCLUSIVE MODE")
+        update = asyncio.create_task(board.update("build", {"status": "idle"}))
+        await until_locked(dsn, 1)
+        async with asyncio.timeout(5):
+            assert await board.read() == {}
+    await update
+    assert board.get() == {"build": IDLE}
 
 
 async def test_updates_of_several_processes_wait_where_a_commit_wakes_only_the_next(

@@ -16,6 +16,7 @@ import pytest
 
 from assistant_cli import TurnContext, agent
 from assistant_cli.agents.definition import AgentDefinition, CronLine, Interval
+from assistant_cli.errors import TurnClosedError
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
@@ -168,9 +169,19 @@ async def complains_in_characters_that_no_database_keeps() -> None:
     raise ValueError("a\x00b\ud800c")
 
 
+class UnspeakableError(Exception):
+    def __str__(self) -> str:  # noqa: PLE0307 (it does not get there)
+        sys.exit(9)
+
+
+async def raises_what_cannot_be_told() -> None:
+    raise UnspeakableError
+
+
 @pytest.mark.parametrize(
     ("act", "reason"),
     [
+        (raises_what_cannot_be_told, "UnspeakableError (test_own_agents.py line "),
         (complains_in_characters_that_no_database_keeps, "ValueError: a\ufffdb\ufffdc (test_own"),
         (leaves, "SystemExit: 3 (test_own_agents.py line "),
         (cancels_itself, "CancelledError ("),
@@ -211,6 +222,21 @@ async def test_what_cannot_be_said_is_a_failed_turn(
     async with hosting(database, agents=[odd]):
         await until_equal(database, TURNS, [("failed", reason)])
     assert await rows(database, SAID) == []
+
+
+async def test_a_turn_is_closed_also_where_its_function_says_that_it_is(
+    database: Database,
+) -> None:
+    @agent(every="1h")
+    async def wrong(turn: TurnContext) -> None:
+        """\x00"""
+        await turn.show("a\x00b")
+        raise TurnClosedError("it is closed")
+
+    async with hosting(database, agents=[wrong]):
+        await until_equal(database, TURNS, [("interrupted", "it is closed")])
+    events = "SELECT detail FROM assistant.board_events WHERE status = 'running' ORDER BY id"
+    assert await rows(database, events) == ["?", "a?b"]
 
 
 async def test_what_it_has_done_is_not_done_again_where_it_meets_no_database(

@@ -141,7 +141,12 @@ class AgentDefinition:
 def _describe(problem: BaseException) -> str:
     """What went wrong in an agent, and where, on one line."""
     place = extract_tb(problem.__traceback__)[-1]
-    what = f"{type(problem).__name__}: {problem}".partition("\n")[0].removesuffix(": ")
+    try:
+        text = str(problem)
+    except BaseException:
+        # What is raised by what was raised ends no more than the turn either.
+        text = ""
+    what = f"{type(problem).__name__}: {text}".partition("\n")[0].removesuffix(": ")
     return f"{what} ({Path(place.filename).name} line {place.lineno})"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..errors import AssistantError, LeaseLostError
+from ..errors import AssistantError
 from ..messages import Effect, Turn, Usage
 from ..models import StepKind, Tool
 from ..patience import patiently
@@ -69,8 +69,6 @@ class TurnDesk:
         refused = None
         try:
             result = await patiently(work)
-        except LeaseLostError:
-            raise
         except AssistantError as error:
             result = refused = f"refused: {error}"
         marked = as_data(f"tool {name}", result[:_MAX_RESULT_CHARACTERS])

@@ -55,15 +55,12 @@ async def execute(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str | 
     Raises:
         LeaseLostError: another process took the agent over.
     """
-    try:
-        outcome, error = await _attempt(agent, host, turn)
-        if error is not None:
-            password = parse_dsn(host.database.dsn).get("password")
-            error = keepable(without_secrets(error, password))[:_MAX_ERROR_CHARACTERS]
-            reason = error
-            await patiently(lambda: agent.fail(turn, outcome, reason))
-    except TurnClosedError as closing:
-        return "interrupted", str(closing)
+    outcome, error = await _attempt(agent, host, turn)
+    if error is not None:
+        password = parse_dsn(host.database.dsn).get("password")
+        error = keepable(without_secrets(error, password))[:_MAX_ERROR_CHARACTERS]
+        reason = error
+        await patiently(lambda: agent.fail(turn, outcome, reason))
     return outcome, error
 
 
@@ -73,10 +70,10 @@ async def _attempt(agent: Agent, host: Host, turn: Turn) -> tuple[Outcome, str |
         async with asyncio.timeout(limit.total_seconds()):
             finish = await _execute_cancellably(agent, host, turn)
         return await patiently(finish), None
-    except (LeaseLostError, TurnClosedError):
+    except LeaseLostError:
         raise
-    except TurnCancelledError as request:
-        return "interrupted", str(request)
+    except (TurnCancelledError, TurnClosedError) as ended:
+        return "interrupted", str(ended)
     except TimeoutError:
         return "timed_out", f"no result within the deadline of {format_duration(limit)}"
     except AssistantError as problem:

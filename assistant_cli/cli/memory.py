@@ -121,11 +121,11 @@ def _file_with(text: str) -> Iterator[Path]:
         yield file
     except BaseException as error:
         kept = f"your text is kept in {file}"
-        if not file.exists() or file.read_bytes() == before:
-            file.unlink(missing_ok=True)
-        elif isinstance(error, AssistantError):
+        if file.is_file() and file.read_bytes() == before:
+            file.unlink()
+        elif file.exists() and isinstance(error, AssistantError):
             raise type(error)(f"{error}; {kept}") from None
-        else:
+        elif file.exists():
             output.tell(kept)
         raise
     file.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def _edited(file: Path) -> str:
     """What the user's editor makes of a file."""
     from .kv import read_file
 
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
+    editor = (os.environ.get("VISUAL") or os.environ.get("EDITOR") or "").strip()
     if not editor:
         raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
     try:

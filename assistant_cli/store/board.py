@@ -50,6 +50,8 @@ class StatusBoard:
         self.database = database
         self.lease = lease
         self._entries: dict[str, Any] = {}
+        self._told = 0
+        self._last_told: dict[str, tuple[int, Any]] = {}
         self._writing = asyncio.Lock()
         self._batches = Batches(self._write)
 
@@ -95,11 +97,13 @@ class StatusBoard:
 
     async def read(self) -> dict[str, Any]:
         """Read the stored board into memory and return it as `get` does."""
-        # No entry of this process may be committed between the reading and its being told of.
-        async with self._writing:
-            async with self.database.connection() as connection:
-                row = await (await connection.execute(_SQL["read"])).fetchone()
-            self._entries = _entries_of(row)
+        before = self._told
+        async with self.database.connection() as connection:
+            row = await (await connection.execute(_SQL["read"])).fetchone()
+        # What was written meanwhile may be newer than what was found.
+        last = self._last_told.items()
+        newer = {agent: entry for agent, (told, entry) in last if told > before}
+        self._entries = {**_entries_of(row), **newer}
         return self.get()
 
     async def repair(self) -> bool:
@@ -136,7 +140,7 @@ class StatusBoard:
 
             def tell(entry: dict[str, Any] | None) -> None:
                 if entry is not None:
-                    self._entries[agent] = entry
+                    self._tell(agent, entry)
 
             yield tell
 
@@ -151,8 +155,14 @@ class StatusBoard:
                 break
             await self._refuse([update for update in batch if update.agent in refused])
         for update in batch:
-            self._entries[update.agent] = update.entry
+            self._tell(update.agent, update.entry)
             update.succeed(None)
+
+    def _tell(self, agent: str, entry: dict[str, Any]) -> None:
+        """Show in memory what is committed."""
+        self._told += 1
+        self._last_told[agent] = self._told, entry
+        self._entries[agent] = entry
 
     async def _commit(self, batch: list[_Update]) -> tuple[list[_Update], set[str]]:
         """Write those still wanted in one statement; which, and whose updates were refused."""
@@ -233,7 +243,7 @@ def check_agent(agent: str) -> str:
 
 def shorten_detail(detail: str) -> str:
     """A detail cut to what an entry may hold."""
-    data = detail.encode("utf-8", "replace")
+    data = detail.encode("utf-8", "replace").replace(b"\x00", b"?")
     if len(data) <= MAX_DETAIL_BYTES:
         return data.decode()
     return data[: MAX_DETAIL_BYTES - 3].decode("utf-8", "ignore") + "…"

@@ -183,8 +183,7 @@ class KeyValues:
                 fail_all(writes, error)
                 return
             for write in writes:
-                if not write.written.done():
-                    await self._set_together([write])
+                await self._set_together([write])
         else:
             for write in writes:
                 if write.key in revisions:
