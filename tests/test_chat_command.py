@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +54,9 @@ class Screen:
 
     def leave(self) -> None:
         self.type("C-d")
+        self.ended()
+
+    def ended(self) -> None:
         # How it ended tmux does not always know.
         eventually(lambda: self._run("list-panes", "-F", "#{pane_dead}") == "1\n", "the end")
 
@@ -155,6 +161,21 @@ def test_a_chat_whose_agents_are_taken_over_ends_and_takes_nothing_back(
 
 
 @needs_tmux
+@needs_tmux
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_chat_that_is_ended_leaves_its_agents_to_others_at_once(
+    assistant: CommandLine, opened: Opened, number: signal.Signals
+) -> None:
+    chat = opened(assistant)
+    chat.shows("this chat hosts")
+    chat.prompts()
+    holders = [agent["holder"] for agent in json.loads(assistant("status", "--json").out)["agents"]]
+    os.kill(holders[0]["pid"], number)
+    chat.ended()
+    agents = json.loads(assistant("status", "--json").out)["agents"]
+    assert [(agent["status"], agent["holder"]) for agent in agents] == [("idle", None)] * 2
+
+
 def test_ctrl_c_cancels_the_turn_and_not_the_chat(
     assistant: CommandLine, opened: Opened, tmp_path: Path
 ) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,11 +56,14 @@ def chat(
     options = options_from(settings())
     models = models_from(settings(), options.names)
 
-    async def talk(database: Database) -> None:
+    async def talk(database: Database) -> list[int]:
         async with _agents(database, models, options):
-            await _Chat(database, conversation).run()
+            with _ended_by_signals() as received:
+                await _Chat(database, conversation).run()
+        return received
 
-    with_database(talk, setup=True)
+    for number in with_database(talk, setup=True):
+        raise typer.Exit(128 + number)
 
 
 @asynccontextmanager
@@ -96,6 +99,32 @@ async def _agents(
                 await asyncio.wait({hosting})
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[list[int]]:
+    """End what is done meanwhile at a signal, which is told, and leave the terminal as it was."""
+    import asyncio
+
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield received
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        task.uncancel()
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 class _Chat:

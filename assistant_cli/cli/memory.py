@@ -48,7 +48,7 @@ def show(
     name: Annotated[str | None, typer.Argument(help="Only this text.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what is remembered, or one text of it; exit 3 where there is none."""
+    """Print what is remembered, or one text of it; exit 3 where that is none."""
     from ..store.memory import memory_key, read_memory
 
     entries = with_database(read_memory)

@@ -142,7 +142,7 @@ def _print_table(turns: list[TurnRecord]) -> None:
 
 @app.command(cls=Command)
 def show(turn_id: TurnId, as_json: JsonOption = False) -> None:
-    """Show everything of a turn: its facts, its messages, and what the model was sent and said.
+    """Show all of a turn: its facts, its messages, and what a language model was sent and said.
 
     In a pipe: a line a fact with its name and value; then a line a message with message, time,
     conversation, role, state and text; then a line a step with step, position, kind, time and
