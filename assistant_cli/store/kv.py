@@ -138,10 +138,7 @@ class KeyValues:
         check_key(key)
         check_json(text)
         if not (create or merge or if_revision is not None):
-            entry = _entry_to_set(key, text, ttl)
-            write = _SetKey(asyncio.get_running_loop().create_future(), key, entry)
-            await self._batches.write(write)
-            return write.written.result()
+            return await self._set_shared(key, text, ttl)
         create = create or if_revision == 0
         query = _query_for_set(create, merge, if_revision)
         parameters = {"key": key, "value": text, "ttl": ttl, "revision": if_revision}
@@ -151,6 +148,13 @@ class KeyValues:
         if create:
             raise ConflictError(f"the key {key!r} exists already")
         raise ConflictError(f"the key {key!r} does not have revision {if_revision} (any more)")
+
+    async def _set_shared(self, key: str, text: str, ttl: timedelta | None) -> int:
+        """Store one text in a commit that it shares; its revision."""
+        entry = _entry_to_set(key, text, ttl)
+        write = _SetKey(asyncio.get_running_loop().create_future(), key, entry)
+        await self._batches.write(write)
+        return write.written.result()
 
     async def _set_alone(self, query: str, parameters: dict[str, Any], merge: bool) -> int | None:
         """Store one text in a commit of its own; its revision, None where a condition fails."""
