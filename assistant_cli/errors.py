@@ -52,6 +52,12 @@ class AgentFailedError(AssistantError):
     exit_code = 6
 
 
+class PendingError(AssistantError):
+    """Not yet: what was asked for is still to come."""
+
+    exit_code = 8
+
+
 class BadDataError(AssistantError):
     """The data given is not acceptable: not JSON, a bad path, too large."""
 

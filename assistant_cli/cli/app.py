@@ -31,7 +31,7 @@ Exit codes:
   4 stale: the holder is gone    74 output not written
   5 lost the race                75 too many messages wait
   6 an agent or a turn failed    77 not permitted
-  8 (kept for later use)         78 configuration wrong
+  8 not yet: pending             78 configuration wrong
                                  124 deadline passed
                                  130 interrupted, 143 terminated, 141 closed pipe
 
@@ -54,6 +54,10 @@ COMMANDS = {
     "send": (
         "send",
         "Send a message: exit 0 once it is committed, and print its id; with --wait, the reply.",
+    ),
+    "reply": (
+        "send",
+        "Print the reply to a message; exit 8 while there is none yet, 6 if there will be none.",
     ),
     "history": ("history", "Show the last messages of a conversation, oldest first."),
     "status": (

@@ -1,4 +1,4 @@
-"""`assistant send`: say something to the assistant."""
+"""`assistant send` and `reply`: say something to the assistant, and what it answered."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _LOOK_SECONDS = 5.0
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
     app.command(cls=Command)(send)
+    app.command(cls=Command)(reply)
 
 
 def send(
@@ -64,8 +65,44 @@ def send(
     if not wait:
         output.print_data(_send(put, limit, timeout))
         return
-    reply = output.GrowingText()
-    reply.finish(_send(put, limit, timeout, reply.show))
+    shown = output.GrowingText()
+    shown.finish(_send(put, limit, timeout, shown.show))
+
+
+def reply(
+    message: Annotated[str, typer.Argument(metavar="ID", help="What `send` printed.")],
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait until there is one.")] = False,
+    timeout: Annotated[str, TIMEOUT] = "10m",
+) -> None:
+    """Print the reply to a message; exit 8 while there is none yet, 6 if there will be none.
+
+    \b
+    id=$(assistant send 'what is on today?')
+    assistant reply "$id" || echo 'not yet'
+    """
+    limit = duration(timeout, "--timeout")
+    identity = _parse_id(message)
+    shown = output.GrowingText()
+
+    async def read(database: Database) -> str:
+        from ..store.inbox import read_reply
+
+        if wait:
+            return await _wait(database, identity, shown.show)
+        return await read_reply(database, identity)
+
+    try:
+        text = with_database(read, timeout=limit)
+    except DeadlinePassedError:
+        raise _no_reply_within(timeout, identity) from None
+    shown.finish(text)
+
+
+def _parse_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is no id of a message, as `assistant send` prints it") from None
 
 
 def read_message(text: str | None) -> str:
@@ -91,26 +128,33 @@ def _send(
     message: list[UUID] = []
 
     async def work(database: Database) -> str:
-        from ..patience import patiently
-        from ..store.inbox import wait_for_reply
-
         message.append(await put(database))
-        if watch is None:
-            return str(message[0])
-        # The message is kept: from here on, a database that goes away is waited for.
-        async with telling_who_is_gone(database):
-            return await patiently(lambda: wait_for_reply(database, message[0], watch))
+        return str(message[0]) if watch is None else await _wait(database, message[0], watch)
 
     try:
         return with_database(work, timeout=limit)
     except DeadlinePassedError:
-        if not message:
-            raise DeadlinePassedError(
-                f"not sent within {timeout}: the message may be kept or not; --id makes it safe "
-                "to send it again"
-            ) from None
-        kept = f"message {message[0]} is kept{_reason(message[0])}"
-        raise DeadlinePassedError(f"no reply within {timeout}; {kept}") from None
+        if message:
+            raise _no_reply_within(timeout, message[0]) from None
+        raise DeadlinePassedError(
+            f"not sent within {timeout}: the message may be kept or not; --id makes it safe "
+            "to send it again"
+        ) from None
+
+
+async def _wait(database: Database, message: UUID, watch: Callable[[str], None]) -> str:
+    from ..patience import patiently
+    from ..store.inbox import wait_for_reply
+
+    # The message is kept: from here on, a database that goes away is waited for.
+    async with telling_who_is_gone(database):
+        return await patiently(lambda: wait_for_reply(database, message, watch))
+
+
+def _no_reply_within(timeout: str, message: UUID) -> DeadlinePassedError:
+    return DeadlinePassedError(
+        f"no reply within {timeout}; message {message} is kept{_reason(message)}"
+    )
 
 
 @asynccontextmanager

@@ -12,7 +12,13 @@ from uuid import UUID, uuid4
 from psycopg.rows import class_row
 
 from ..crash_points import reach
-from ..errors import AgentFailedError, ConflictError, DatabaseUnreachableError, NotFoundError
+from ..errors import (
+    AgentFailedError,
+    ConflictError,
+    DatabaseUnreachableError,
+    NotFoundError,
+    PendingError,
+)
 from ..messages import CONVERSATION, Message, Turn, check_content, check_name
 from . import turns
 from .database import Connection, Database
@@ -101,28 +107,55 @@ async def wait_for_reply(
 
     Raises:
         AgentFailedError: the message could not be answered in its last attempt.
+        NotFoundError: there is no such message, or it is none to be answered.
     """
 
-    async def read(connection: Connection, hints: Hints) -> Progress | None:
+    async def read(connection: Connection, hints: Hints) -> str | None:
         if hints == {SENT}:
             return None
         progress = await read_progress(connection, message)
-        if progress.state in {"answered", "failed"}:
-            return progress
-        if progress.partial:
+        reply = _reply_in(progress)
+        if reply is None and progress.partial:
             watch(progress.partial)
-        return None
+        return reply
 
-    async with aclosing(follow(database, CHANNEL, read)) as states:
-        async for progress in states:
-            if progress.state == "failed":
-                attempts = "attempt" if progress.attempts == 1 else "attempts"
-                raise AgentFailedError(
-                    f"the message could not be answered in {progress.attempts} {attempts}: "
-                    f"{progress.error}"
-                )
-            return progress.reply or ""
+    async with aclosing(follow(database, CHANNEL, read)) as replies:
+        async for reply in replies:
+            return reply
     raise AssertionError("following never ends by itself")
+
+
+async def read_reply(database: Database, message: UUID) -> str:
+    """The reply to a message.
+
+    Raises:
+        PendingError: there is none yet.
+        AgentFailedError: the message could not be answered in its last attempt.
+        NotFoundError: there is no such message, or it is none to be answered.
+    """
+    async with database.connection() as connection:
+        progress = await read_progress(connection, message)
+    reply = _reply_in(progress)
+    if reply is None:
+        reason = f"; its last attempt failed: {progress.error}" if progress.error else ""
+        raise PendingError(f"message {message} is not answered yet{reason}")
+    return reply
+
+
+def _reply_in(progress: Progress) -> str | None:
+    match progress.state:
+        case "answered":
+            return progress.reply or ""
+        case "failed":
+            attempts = "attempt" if progress.attempts == 1 else "attempts"
+            raise AgentFailedError(
+                f"the message could not be answered in {progress.attempts} {attempts}: "
+                f"{progress.error}"
+            )
+        case "said":
+            raise NotFoundError("that was said by an agent; nothing answers it")
+        case _:
+            return None
 
 
 async def read_progress(connection: Connection, message: UUID) -> Progress:
