@@ -70,6 +70,7 @@ class Row:
         goal: None: the figures are only shown.
         samples: whether a round is the median of several calls, in turns.
         baselines: how many contestants after the first it is compared with, the best counting.
+        flush_ms: how much longer the server is made to take for each flush of its log.
     """
 
     title: str
@@ -78,6 +79,7 @@ class Row:
     goal: Goal | None = None
     samples: bool = False
     baselines: int = 1
+    flush_ms: float = 0
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ async def measure(row: Row, server: Server, size: Size, rounds: int) -> Result:
     """Measure the contestants of a row in turns."""
     load = round(os.getloadavg()[0], 2)
     figures: dict[str, list[float]] = {}
+    server.delay_flushes(row.flush_ms)
     async with row.prepare(server, size) as contestants:
         for _ in range(rounds):
             taken = await _round(contestants, size.samples if row.samples else 1)

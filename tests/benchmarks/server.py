@@ -76,6 +76,29 @@ class Server:
             self._made[name] = dsn
         return self._made[name]
 
+    def delay_flushes(self, milliseconds: float) -> None:
+        """Have each flush of the log take so much longer from now on, as on a slower disk.
+
+        PostgreSQL waits like this before it flushes, for others to share the flush, where
+        `commit_siblings` transactions are open.
+        """
+        microseconds = round(milliseconds * 1000)
+        with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET commit_delay = {microseconds}".encode())
+            connection.execute("ALTER SYSTEM SET commit_siblings = 0")
+            connection.execute("SELECT pg_reload_conf()")
+            while self._shown("commit_delay") != microseconds:
+                time.sleep(0.01)
+
+    def _shown(self, setting: str) -> int:
+        """What a new session finds."""
+        with psycopg.connect(self.admin_dsn) as connection:
+            row = connection.execute(
+                "SELECT setting::integer FROM pg_settings WHERE name = %s", (setting,)
+            ).fetchone()
+        assert row is not None
+        return int(row[0])
+
     def environment(self, dsn: str, **more: str) -> dict[str, str]:
         """An environment that knows nothing but a database."""
         return {
