@@ -12,7 +12,7 @@ from .measuring import Result
 
 _BEGIN = "<!-- the table: made by `python -m tests.benchmarks` -->"
 _END = "<!-- the end of the table -->"
-_LEFT, _WIDTH, _LINE, _TOP = 380, 560, 20, 44
+_LEFT, _WIDTH, _LINE, _TOP = 430, 560, 20, 44
 
 
 class Report:
