@@ -155,6 +155,15 @@ def test_the_list_has_what_is_to_come_and_with_all_what_is_over(
     assert [s["next_at"] is None for s in document["schedules"]] == [False, False, True]
 
 
+def test_on_a_terminal_times_are_those_of_the_hosts_zone(assistant: CommandLine) -> None:
+    add(assistant, "--cron", "0 9 * * *", "--tz", "UTC", "tea")
+    assistant.environment["TZ"] = "Asia/Tokyo"
+    shown_time = run_on_terminal(assistant, "schedule", "ls").split("  ")[2]
+    assert shown_time.endswith(" 18:00:00")
+    piped = assistant("schedule", "ls").out.split("\t")[2]
+    assert piped.endswith("T09:00:00.000Z")
+
+
 def test_a_reminder_is_a_schedule_that_can_be_cancelled(
     assistant: CommandLine, sql: psycopg.Connection[Any]
 ) -> None:

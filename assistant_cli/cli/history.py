@@ -121,7 +121,7 @@ def format_messages(messages: Sequence[Message]) -> str:
     if output.stdout_is_terminal():
         return "".join(map(_show, messages))
     return output.format_rows(
-        (output.iso(m.created_at), m.conversation, m.role, m.state, m.content) for m in messages
+        (m.created_at, m.conversation, m.role, m.state, m.content) for m in messages
     )
 
 

@@ -169,7 +169,7 @@ def print_rows(rows: Iterable[Sequence[object]]) -> None:
 
 
 def format_rows(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as lines: cells separated by tabs, or in columns on a terminal."""
+    """Rows as lines: cells separated by tabs, or in columns, and local times, on a terminal."""
     table = [[_cell(cell) for cell in row] for row in rows]
     if not stdout_is_terminal():
         return "".join("\t".join(row) + "\n" for row in table)
@@ -185,6 +185,8 @@ def _cell(value: object) -> str:
             return ""
         case bool():
             return "yes" if value else "no"
+        case datetime():
+            return local_time(value) if stdout_is_terminal() else iso(value) or ""
         case _:
             return show_line(str(value))
 

@@ -239,7 +239,7 @@ def describe(schedule: Schedule) -> dict[str, Any]:
 
 def _cells(schedule: Schedule) -> tuple[object, ...]:
     timing = " ".join(filter(None, (schedule.kind, schedule.spec, schedule.zone)))
-    next_at = output.iso(schedule.due_at) if schedule.state == "active" else "-"
+    next_at = schedule.due_at if schedule.state == "active" else "-"
     place = schedule.conversation
     return (schedule.id, schedule.state, next_at, timing, place, schedule.content)
 
@@ -258,7 +258,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
 
 
 def _run_cells(run: Run) -> tuple[object, ...]:
-    return (output.iso(run.due_at), run.outcome, output.iso(run.at), run.missed, run.error)
+    return (run.due_at, run.outcome, run.at, run.missed, run.error)
 
 
 def _plan(

@@ -97,8 +97,7 @@ def _select(snapshot: Snapshot, names: list[str]) -> list[AgentRow]:
 
 
 def _cells(row: AgentRow) -> tuple[object, ...]:
-    since = output.iso(row.since)
-    return (row.agent, row.status, row.detail, since, state_of(row), row.host, row.pid)
+    return (row.agent, row.status, row.detail, row.since, state_of(row), row.host, row.pid)
 
 
 def state_of(row: AgentRow) -> str:
@@ -205,7 +204,7 @@ def _show_history(
 
         print_history(events)
     else:
-        output.print_rows((output.iso(e.at), e.agent, e.status, e.detail) for e in events)
+        output.print_rows((e.at, e.agent, e.status, e.detail) for e in events)
 
 
 def _describe_event(event: Transition) -> dict[str, Any]:

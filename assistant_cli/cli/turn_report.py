@@ -33,7 +33,7 @@ def print_lines(report: TurnReport) -> None:
     """Print a line a fact, a message and a step."""
     output.print_rows(describe_turn(report.turn).items())
     output.print_rows(
-        ("message", output.iso(m.created_at), m.conversation, m.role, m.state, m.content)
+        ("message", m.created_at, m.conversation, m.role, m.state, m.content)
         for m in report.messages
     )
     for step in report.steps:

@@ -115,7 +115,7 @@ def _cells(turn: TurnRecord) -> tuple[object, ...]:
         turn.trigger,
         turn.conversation,
         turn.outcome,
-        output.iso(turn.started_at),
+        turn.started_at,
         f"{turn.seconds:.3f}",
         turn.model,
         turn.input_tokens,
@@ -132,7 +132,6 @@ def _print_table(turns: list[TurnRecord]) -> None:
     rows = []
     for turn in turns:
         row = list(_cells(turn))
-        row[5] = output.local_time(turn.started_at)
         row[6] = format_duration(timedelta(seconds=turn.seconds))
         row[8:10] = [turn.input_tokens or None, turn.output_tokens or None]
         rows.append(row)
