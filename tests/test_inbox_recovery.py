@@ -215,14 +215,15 @@ async def test_turns_left_open_by_a_dead_process_are_closed_and_their_messages_w
     assert await states(database) == [("hello", "waiting", 1)]
 
 
-async def test_a_message_that_ends_the_process_three_times_is_not_tried_again(
+async def test_a_message_that_ends_the_process_ten_times_is_not_tried_again(
     database: Database, lease: Lease
 ) -> None:
     message = await put(database, "hello")
-    for _ in range(3):
+    for attempt in range(10):
+        assert await states(database) == [("hello", "waiting", attempt)]
         await claim(database, lease)
         lease = await follow(database, lease)
         await answering.recover(database, "conversation", lease.token)
-    assert await states(database) == [("hello", "failed", 3)]
+    assert await states(database) == [("hello", "failed", 10)]
     with pytest.raises(AgentFailedError, match=r"interrupted"):
         await inbox.wait_for_reply(database, message)

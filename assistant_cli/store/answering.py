@@ -34,6 +34,8 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 
 MAX_ATTEMPTS = 3
+MAX_INTERRUPTED_ATTEMPTS = 10
+"""Whoever was killed is seldom at fault; a message that ends its process again and again is."""
 RETRY_DELAY = timedelta(seconds=5)
 """The pause before the second attempt; the next pause is three times as long."""
 
@@ -251,7 +253,7 @@ async def _return_orphaned(
     await connection.execute(_SQL["close_orphans"], {"token": token})
     await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
     await connection.execute(_SQL["return_unexecuted"], {"turns": list(unexecuted)})
-    await connection.execute(_SQL["return_interrupted"], {"limit": MAX_ATTEMPTS})
+    await connection.execute(_SQL["return_interrupted"], {"limit": MAX_INTERRUPTED_ATTEMPTS})
 
 
 async def cancel_turn(database: Database, turn_id: int) -> bool:
