@@ -20,8 +20,8 @@ DO $$
 DECLARE
     found integer := (SELECT max(version) FROM assistant.migrations);
 BEGIN
-    IF found <> 20 THEN
-        RAISE EXCEPTION 'this database is at version %, and this script at 20', found
+    IF found <> 21 THEN
+        RAISE EXCEPTION 'this database is at version %, and this script at 21', found
             USING ERRCODE = 'object_not_in_prerequisite_state',
                 HINT = 'An older database is led to it by `assistant db migrate`.';
     END IF;
@@ -48,7 +48,8 @@ INSERT INTO assistant.migrations (version, name) VALUES
     (17, 'last_events'),
     (18, 'known_entries'),
     (19, 'leftovers'),
-    (20, 'withdrawn_slots')
+    (20, 'withdrawn_slots'),
+    (21, 'sent_apart')
 ON CONFLICT DO NOTHING;
 
 -- kv: one JSON value a key. Plain SQL is a first-class writer: triggers keep the extra columns. A
@@ -348,6 +349,26 @@ $$;
 
 CREATE OR REPLACE TRIGGER assistant_limit_waiting BEFORE INSERT ON assistant.messages
     FOR EACH ROW WHEN (NEW.state = 'waiting') EXECUTE FUNCTION assistant.limit_waiting();
+
+-- Keeps a message; null where one is known under its id, or its source's own id for it. It commits,
+-- so that it cannot be called within a transaction. A commit that notifies holds up all others that
+-- do, until the disk, or the standbys, have it: so the message is told of in a second one. What is
+-- lost between is found by polling.
+CREATE OR REPLACE PROCEDURE assistant.put_message(
+    INOUT message uuid, conversation text, content text, source text, external_id text
+) LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO assistant.messages (id, conversation, role, content, source, external_id, state)
+    VALUES (message, conversation, 'user', content, source, external_id, 'waiting')
+    ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        message := NULL;
+        RETURN;
+    END IF;
+    COMMIT;
+    PERFORM pg_notify('assistant_messages', 'sent');
+END
+$$;
 
 -- When each waiting message may be tried: not while a turn runs in its conversation, nor before
 -- those before it, but commands to the assistant itself need not wait for a model that is being

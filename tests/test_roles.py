@@ -26,6 +26,7 @@ READS = [
     (["kv", "export"], 0),
     (["kv", "watch", "greeting", "-n", "1", "--timeout", "10s"], 0),
     (["history"], 0),
+    (["reply", "00000000-0000-4000-8000-000000000000"], 3),
     (["turns", "ls"], 0),
     (["turns", "show", "1"], 0),
     (["schedule", "ls"], 0),

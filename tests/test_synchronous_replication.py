@@ -86,6 +86,17 @@ def test_a_write_that_no_standby_confirmed_is_not_done(
     assert "the standbys have not confirmed it" in err
 
 
+def test_messages_that_wait_for_the_standbys_do_not_wait_for_each_other(
+    runtime: CommandLine, standby: Standby
+) -> None:
+    standby.leave()
+    senders = [runtime.start("send", text) for text in ("a", "b", "c")]
+    eventually(lambda: len(standby.waiting()) + standby.queued() == 3, "the wait of all")
+    assert standby.queued() == 0
+    standby.be_forgotten()
+    assert [sender.wait(timeout=30) for sender in senders] == [0, 0, 0]
+
+
 def test_a_status_that_another_wrote_along_waits_for_the_standbys_itself(
     runtime: CommandLine, standby: Standby
 ) -> None:

@@ -90,7 +90,7 @@ async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...
         reach("send.before")
         put = await (await connection.execute(_SQL["put"], parameters)).fetchone()
         reach("send.after")
-        if put is not None:
+        if put is not None and put[0] is not None:
             return put[0], parameters["conversation"], parameters["content"]
         # It is known already, but perhaps not yet on the standbys; this waits for them.
         await connection.execute(_SQL["confirm"], parameters)

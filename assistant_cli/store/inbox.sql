@@ -1,12 +1,6 @@
 -- name: put
-WITH inserted AS (
-    INSERT INTO assistant.messages
-        (id, conversation, role, content, source, external_id, state)
-    VALUES (%(id)s, %(conversation)s, 'user', %(content)s, %(source)s, %(external_id)s, 'waiting')
-    ON CONFLICT DO NOTHING
-    RETURNING id
-)
-SELECT id, pg_notify('assistant_messages', 'sent') FROM inserted;
+CALL assistant.put_message(
+    %(id)s, %(conversation)s, %(content)s, %(source)s, %(external_id)s);
 
 -- name: confirm
 UPDATE assistant.messages SET source = source
