@@ -216,6 +216,21 @@ async def test_the_oldest_messages_are_left_out_whole(
     assert said == [str(number) * 9_000 for number in (1, 2, 3)]
 
 
+async def test_of_memory_the_oldest_notes_are_left_out_and_no_text(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    for name in ("instructions", "soul", "user"):
+        await database.kv.set(f"memory/{name}", f"my {name}")
+    for number in range(4):
+        await database.kv.set(f"memory/notes/{number}", str(number) * 5_000)
+    async with talking():
+        await ask(database, "hello")
+    told = dict(marked(texts(server.requests[0], "system")[0]))["memory"]
+    for name in ("instructions", "soul", "user"):
+        assert f"memory/{name}: my {name}" in told
+    assert [str(number) * 5_000 in told for number in range(4)] == [False, True, True, True]
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

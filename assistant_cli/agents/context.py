@@ -57,6 +57,8 @@ def identity(agent: str, clock: Clock) -> str:
 async def memory(database: Database) -> str:
     """The texts and the latest notes of memory, as far as they fit."""
     entries = await database.kv.list_entries("memory/")
+    # Instructions are before the notes in key order, and would be the first to be left out.
+    entries.sort(key=lambda entry: not entry.key.startswith("memory/notes/"))
     lines = [f"{e.key}: {e.plain}" for e in entries]
     kept = _latest(lines, _MEMORY_TOKENS)
     return as_data("memory", "\n".join(kept)) if kept else ""
