@@ -74,6 +74,18 @@ async def test_a_tool_is_called_and_its_result_told_as_data(
     assert steps[2][1] == {"tool": "remember", "arguments": {"text": "tea at five"}}
 
 
+async def test_each_entry_of_the_diary_is_one_of_its_own(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    entries = [json.dumps({"name": "diary", "text": text}) for text in ("tea", "cake")]
+    server.will(*(calls("write_memory", entry) for entry in entries), says("Noted."))
+    # Within one second.
+    async with talking(clock=DrivenClock()):
+        assert await ask(database, "tea and cake") == "Noted."
+    kept = [entry.plain for entry in await database.kv.list_entries("diary/")]
+    assert kept == ["tea", "cake"]
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "told"),
     [

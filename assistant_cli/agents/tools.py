@@ -97,7 +97,8 @@ class Tools:
         """
         key = f"memory/{name}"
         if name == "diary":
-            key = f"diary/{self._host.clock.now():%Y%m%dT%H%M%SZ}-{self._turn.id}"
+            moment, number = self._host.clock.now(), len(self.effects)
+            key = f"diary/{moment:%Y%m%dT%H%M%SZ}-{self._turn.id}-{number:02}"
         return self._leave(SetKey(key, text), "kept when this turn ends")
 
     async def get_key(self, key: str) -> str:
