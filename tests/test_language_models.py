@@ -92,6 +92,8 @@ async def test_each_entry_of_the_diary_is_one_of_its_own(
         ("fly", "{}", "there is no tool 'fly'"),
         ("remember", '{"txt": 1}', "bad arguments: text: Field required"),
         ("remember", "{not json", "bad arguments: "),
+        ("remember", '{"text": NaN}', "bad arguments: text: Input should be a valid string"),
+        ("cancel_schedule", '{"schedule_id": 1e999}', "bad arguments: schedule_id: "),
         ("remember", '{"text": " "}', "the text is empty"),
         ("set_key", '{"key": "status_board", "text": "x"}', "agents/conversation/ only"),
         ("set_key", '{"key": "agents/heartbeat/x", "text": "x"}', "agents/conversation/ only"),

@@ -90,7 +90,10 @@ def as_data(source: str, text: str) -> str:
 
 
 def _parsed(arguments: str) -> Any:
+    """Arguments as they are kept: as JSON where they are, which numbers such as NaN are not."""
     try:
-        return json.loads(arguments)
+        value = json.loads(arguments)
+        json.dumps(value, allow_nan=False)
     except ValueError:
         return arguments
+    return value
