@@ -13,7 +13,7 @@ import pytest
 from assistant_cli.store.database import Database
 
 from .conftest import CommandLine
-from .hosting import ask
+from .hosting import ask, rows
 from .openai_server import OpenAIServer, calls, marked, says, texts
 from .terminals import run_on_terminal
 
@@ -73,6 +73,19 @@ async def test_a_model_finds_what_a_user_finds(
     (result,) = texts(server.requests[1], "tool")
     told = 'diary/1: she said "hi"\nleft at five' if found else "nothing found"
     assert marked(result) == [("tool search_memory", told)]
+
+
+async def test_a_value_that_python_cannot_hold_is_shown_and_told_as_it_is(
+    assistant: CommandLine, database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    digits = "7" * 5_000
+    await rows(database, "INSERT INTO kv VALUES ('memory/number', %s::jsonb)", digits)
+    shown = await asyncio.to_thread(assistant, "memory", "show")
+    assert (shown.code, shown.out) == (0, f"memory/number\t{digits}\n")
+    async with talking():
+        await ask(database, "hello")
+    (instructions,) = texts(server.requests[0], "system")
+    assert ("memory", f"memory/number: {digits}") in marked(instructions)
 
 
 def editor(folder: Path, script: str) -> str:

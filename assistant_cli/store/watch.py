@@ -38,8 +38,8 @@ class Entry:
     @property
     def plain(self) -> str:
         """The value for people: a text without its quotes, anything else as JSON."""
-        value = self.value
-        return value if isinstance(value, str) else self.text
+        # Not by its value: other programs store what Python cannot hold.
+        return str(self.value) if self.text.startswith('"') else self.text
 
 
 @dataclass(frozen=True)
