@@ -145,7 +145,7 @@ async def test_a_memory_entry_cannot_order_it_either(
 @pytest.mark.parametrize(
     ("tool", "arguments", "told"),
     [
-        ("get_key", {"key": "agents/conversation/x"}, json.dumps(HOSTILE)),
+        ("get_key", {"key": "agents/conversation/x"}, HOSTILE),
         ("search_memory", {"query": "before"}, f"diary/1: {HOSTILE}"),
     ],
 )

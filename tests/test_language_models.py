@@ -34,6 +34,7 @@ ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
 IDLE = {"status": "idle", "detail": None}
 STEPS = "SELECT kind, content FROM assistant.turn_steps ORDER BY turn_id, position"
 STATE = "SELECT state FROM assistant.messages WHERE role = 'user'"
+OWN = "agents/conversation/tea"
 
 
 async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
@@ -72,6 +73,27 @@ async def test_a_tool_is_called_and_its_result_told_as_data(
         *("request", "response", "tool_call", "tool_result", "request", "response")
     ]
     assert steps[2][1] == {"tool": "remember", "arguments": {"text": "tea at five"}}
+
+
+@pytest.mark.parametrize(
+    ("key", "read", "write"),
+    [
+        ("memory/user", ("read_memory", {"name": "user"}), ("write_memory", {"name": "user"})),
+        (OWN, ("get_key", {"key": OWN}), ("set_key", {"key": OWN})),
+    ],
+)
+async def test_a_text_that_is_read_is_told_as_it_was_written(
+    database: Database, server: OpenAIServer, talking: Any, key: str, read: Any, write: Any
+) -> None:
+    text = 'says "tea"\nat five'
+    written = write[0], json.dumps({**write[1], "text": text})
+    server.will(calls(*written), says("Noted."), calls(read[0], json.dumps(read[1])), says("Yes."))
+    async with talking():
+        await ask(database, "tea")
+        await ask(database, "what was it?")
+    assert await database.kv.get(key) == text
+    told = texts(server.requests[-1], "tool")[-1]
+    assert marked(told) == [(f"tool {read[0]}", text)]
 
 
 async def test_each_entry_of_the_diary_is_one_of_its_own(

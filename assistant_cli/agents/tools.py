@@ -208,8 +208,8 @@ class Tools:
         return key
 
     async def _text_of(self, key: str) -> str:
-        texts = await self._host.database.kv.get_text(key)
-        return texts[0] if texts else "there is nothing yet"
+        entry = await self._host.database.kv.get_entry(key)
+        return entry.plain if entry else "there is nothing yet"
 
     def _leave(self, effect: Effect, answer: str) -> str:
         if len(self.effects) >= _MAX_EFFECTS:
