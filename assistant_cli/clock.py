@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
@@ -24,6 +25,8 @@ class SystemClock:
     """The host's clock. It looks again at least every 30 s: clocks are set, laptops sleep."""
 
     def now(self) -> datetime:
+        # Laptops travel, too: else the zone stays the one that the process began in.
+        time.tzset()
         return datetime.now(UTC)
 
     async def wait(self, event: asyncio.Event, until: datetime | None) -> None:

@@ -9,6 +9,7 @@ that every hour means every hour.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
@@ -174,9 +175,12 @@ def check_zone(name: str) -> tzinfo:
 
 def host_zone(now: datetime) -> str | None:
     """The name of the zone that this host's wall clock shows; None where it is not known."""
-    from tzlocal import get_localzone_name
+    from tzlocal import get_localzone_name, reload_localzone
 
     try:
+        # It keeps what it found before; and warns where it finds none.
+        with warnings.catch_warnings(action="ignore"):
+            reload_localzone()
         name: str | None = get_localzone_name()
         shown = name and now.astimezone(check_zone(name)).utcoffset()
     except (KeyError, ValueError):

@@ -306,8 +306,6 @@ def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
     def move(zone: str) -> None:
         monkeypatch.setenv("TZ", zone)
-        # tzlocal looks once in the life of a process.
-        monkeypatch.setattr("tzlocal.unix._cache_tz_name", None)
         time.tzset()
 
     yield move

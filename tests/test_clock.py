@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from assistant_cli.clock import SystemClock
+from assistant_cli.timing import host_zone
 
 
 async def test_a_wait_that_is_cancelled_as_its_event_comes_is_cancelled() -> None:
@@ -18,3 +20,14 @@ async def test_a_wait_that_is_cancelled_as_its_event_comes_is_cancelled() -> Non
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+def test_a_zone_that_the_host_changes_meanwhile_counts(
+    in_zone: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_zone("Asia/Tokyo")
+    assert host_zone(SystemClock().now()) == "Asia/Tokyo"
+    monkeypatch.setenv("TZ", "America/Phoenix")
+    now = SystemClock().now()
+    assert host_zone(now) == "America/Phoenix"
+    assert now.astimezone().tzname() == "MST"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from assistant_cli import TurnContext, agent
-from assistant_cli.agents.definition import AgentDefinition, CronLine, Interval
+from assistant_cli.agents.definition import AgentDefinition, CronLine, Interval, load_agent
 from assistant_cli.errors import TurnClosedError
 from assistant_cli.store.database import Database
 
@@ -393,3 +393,19 @@ def test_the_decorator_makes_a_definition_that_can_be_called() -> None:
     with pytest.raises(ValueError, match="one of every and cron"):
         agent(every="1h", cron="* * * * *")
     assert agent(cron="*/5 * * * *")(work.work).timetable == CronLine("*/5 * * * *")
+
+
+def test_a_cron_line_without_a_zone_keeps_that_which_the_host_had_as_it_was_loaded(
+    in_zone: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "morning_agent.py").write_text(
+        "from assistant_cli import agent\n@agent(cron='0 9 * * *')\nasync def f(turn): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    in_zone("Asia/Tokyo")
+    loaded = load_agent("morning_agent:f")
+    # A zone without a name, which ends no run.
+    in_zone("XYZ-5:17")
+    assert loaded.timetable is not None
+    following = loaded.timetable.following(datetime(2026, 11, 23, 12, 0, tzinfo=UTC))
+    assert following == datetime(2026, 11, 24, 0, 0, tzinfo=UTC)

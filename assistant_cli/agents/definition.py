@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -70,7 +70,7 @@ class Interval:
 class CronLine:
     """A tick whenever a cron line is due in a zone; those missed are made up for once.
 
-    `zone`: an IANA name; None: the host's.
+    `zone`: an IANA name; None: the host's, which a run takes as it begins.
     """
 
     line: str
@@ -235,8 +235,12 @@ def load_agent(reference: str) -> AgentDefinition:
         raise ConfigurationError(f"{reference}: the name {found.name} is taken; give it another")
     if found.timetable is None:
         raise ConfigurationError(f"{reference} has no time; write @agent(every='10m') or cron")
+    now = SystemClock().now()
     try:
-        found.timetable.following(SystemClock().now())
+        found.timetable.following(now)
     except ValueError as error:
         raise ConfigurationError(f"{reference}: {error}") from None
+    if isinstance(found.timetable, CronLine) and found.timetable.zone is None:
+        # Its name may not be known any more when the next tick is planned.
+        return replace(found, timetable=replace(found.timetable, zone=host_zone(now)))
     return found
