@@ -244,6 +244,27 @@ def test_what_is_refused_does_not_end_the_chat(
 
 
 @needs_tmux
+def test_a_database_that_is_away_does_not_end_the_chat(
+    private_home: Path, environment: dict[str, str], opened: Opened
+) -> None:
+    server = CommandLine({**environment, "ASSISTANT_HOME": str(private_home)})
+    server("db", "start")
+    address = server("db", "url").out.strip()
+    assistant = CommandLine({**environment, "ASSISTANT_DATABASE_URL": address})
+    screen = opened(assistant)
+    screen.prompts()
+    server("db", "stop")
+    screen.type("hello", "Enter")
+    screen.shows("cannot reach the database: ")
+    screen.prompts()
+    server("db", "start")
+    screen.type("/history", "Enter")
+    screen.shows("Nothing was said before.")
+    screen.prompts()
+    screen.leave()
+
+
+@needs_tmux
 def test_what_the_agents_say_by_themselves_comes_between(
     assistant: CommandLine, opened: Opened
 ) -> None:

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AgentFailedError, BadDataError, QueueFullError, UsageError
+from ..errors import (
+    AgentFailedError,
+    BadDataError,
+    DatabaseUnreachableError,
+    QueueFullError,
+    UsageError,
+)
 from ..messages import MAIN_CONVERSATION, check_name
 from . import output
 from .commands import Command
 from .run import models_from, options_from
-from .send import telling_who_is_gone
+from .send import wait_for
 from .session import settings, with_database
 
 if TYPE_CHECKING:
@@ -148,7 +154,7 @@ class _Chat:
                 if text is None:
                     return
                 if text.strip():
-                    await self._say(text)
+                    await self._attempt(text)
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
@@ -187,6 +193,13 @@ class _Chat:
                 if unasked:
                     print_messages(unasked)
 
+    async def _attempt(self, text: str) -> None:
+        """Say something; a database that is away does not end the chat."""
+        try:
+            await self._say(text)
+        except DatabaseUnreachableError as error:
+            output.tell(f"{error}; whether the message is kept, /history tells")
+
     async def _say(self, text: str) -> None:
         """Send a message and show its reply as it comes; Ctrl-C takes the message back."""
         import asyncio
@@ -199,13 +212,12 @@ class _Chat:
             output.tell(str(error))
             return
         reply = output.GrowingText()
-        waiting = asyncio.ensure_future(inbox.wait_for_reply(self._database, message, reply.show))
+        waiting = asyncio.ensure_future(wait_for(self._database, message, reply.show))
         loop, talk = asyncio.get_running_loop(), asyncio.current_task()
         assert talk is not None
         loop.add_signal_handler(signal.SIGINT, waiting.cancel)
         try:
-            async with telling_who_is_gone(self._database):
-                reply.finish(await waiting)
+            reply.finish(await waiting)
         except AgentFailedError as error:
             output.tell(str(error))
         except asyncio.CancelledError:

@@ -88,7 +88,7 @@ def reply(
         from ..store.inbox import read_reply
 
         if wait:
-            return await _wait(database, identity, shown.show)
+            return await wait_for(database, identity, shown.show)
         return await read_reply(database, identity)
 
     try:
@@ -129,7 +129,7 @@ def _send(
 
     async def work(database: Database) -> str:
         message.append(await put(database))
-        return str(message[0]) if watch is None else await _wait(database, message[0], watch)
+        return str(message[0]) if watch is None else await wait_for(database, message[0], watch)
 
     try:
         return with_database(work, timeout=limit)
@@ -142,12 +142,13 @@ def _send(
         ) from None
 
 
-async def _wait(database: Database, message: UUID, watch: Callable[[str], None]) -> str:
+async def wait_for(database: Database, message: UUID, watch: Callable[[str], None]) -> str:
+    """The reply to a message, once it is there; `watch` is told what has come of it so far."""
     from ..patience import patiently
     from ..store.inbox import wait_for_reply
 
     # The message is kept: from here on, a database that goes away is waited for.
-    async with telling_who_is_gone(database):
+    async with _telling_who_is_gone(database):
         return await patiently(lambda: wait_for_reply(database, message, watch))
 
 
@@ -158,7 +159,7 @@ def _no_reply_within(timeout: str, message: UUID) -> DeadlinePassedError:
 
 
 @asynccontextmanager
-async def telling_who_is_gone(database: Database) -> AsyncIterator[None]:
+async def _telling_who_is_gone(database: Database) -> AsyncIterator[None]:
     """Say where no agent is there to answer, at once and whenever it goes meanwhile."""
     import asyncio
 
