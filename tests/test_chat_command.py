@@ -161,7 +161,6 @@ def test_a_chat_whose_agents_are_taken_over_ends_and_takes_nothing_back(
 
 
 @needs_tmux
-@needs_tmux
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_chat_that_is_ended_leaves_its_agents_to_others_at_once(
     assistant: CommandLine, opened: Opened, number: signal.Signals
@@ -169,6 +168,8 @@ def test_a_chat_that_is_ended_leaves_its_agents_to_others_at_once(
     chat = opened(assistant)
     chat.shows("this chat hosts")
     chat.prompts()
+    # It prompts while it is still taking the agents.
+    eventually(lambda: assistant("status", "--check").code == 0, "the agents")
     holders = [agent["holder"] for agent in json.loads(assistant("status", "--json").out)["agents"]]
     os.kill(holders[0]["pid"], number)
     chat.ended()
@@ -176,6 +177,7 @@ def test_a_chat_that_is_ended_leaves_its_agents_to_others_at_once(
     assert [(agent["status"], agent["holder"]) for agent in agents] == [("idle", None)] * 2
 
 
+@needs_tmux
 def test_ctrl_c_cancels_the_turn_and_not_the_chat(
     assistant: CommandLine, opened: Opened, tmp_path: Path
 ) -> None:
