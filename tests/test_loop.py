@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 
@@ -11,11 +12,13 @@ import pytest
 from assistant_cli.agents.host import Finish, Host
 from assistant_cli.agents.loop import run_agent
 from assistant_cli.messages import Outcome, Turn
-from assistant_cli.store import leases
+from assistant_cli.store import inbox, leases
+from assistant_cli.store.answering import MAX_ATTEMPTS
 from assistant_cli.store.board import StatusBoard, create_status_board
 from assistant_cli.store.database import Database
 
 from .conftest import PATIENCE_SECONDS
+from .hosting import hosting, until_equal
 
 
 class Errand:
@@ -83,3 +86,24 @@ async def test_a_connection_lost_during_a_claim_is_recovered_from_once_there_is_
         assert await running == 0
     assert agent.recoveries == 2
     assert board.get() == {"errand": {"status": "idle", "detail": None}}
+
+
+async def test_a_message_of_many_lines_that_fails_holds_up_nobody(database: Database) -> None:
+    longest = 0.0
+
+    async def measure() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    lines = "\n".join(map(str, range(40_000)))
+    async with hosting(database, "command:printf '%04000d' 0 >&2; exit 3"):
+        measuring = asyncio.create_task(measure())
+        await inbox.put_message(database, lines, conversation="main")
+        outcomes = "SELECT outcome FROM assistant.turns"
+        await until_equal(database, outcomes, ["failed"] * MAX_ATTEMPTS)
+        measuring.cancel()
+    # A third of a lease: it is renewed meanwhile.
+    assert longest < 5

@@ -190,8 +190,10 @@ def _without_messages(error: str, turn: Turn) -> str:
     """A reason to show: a model's command, or its server, may well repeat what it was asked."""
     reason = " ".join(error.split())
     said = (line for message in turn.messages for line in message.content.splitlines())
-    for words in filter(None, (re.escape(" ".join(line.split())) for line in said)):
-        reason = re.sub(rf"(?<!\w){words}(?!\w)", "[the message]", reason)
+    for words in filter(None, (" ".join(line.split()) for line in said)):
+        # A message has up to 100,000 lines, and an expression is slow to make.
+        if words in reason:
+            reason = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "[the message]", reason)
     return reason
 
 
