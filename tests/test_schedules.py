@@ -268,10 +268,13 @@ async def test_a_stored_line_that_cannot_be_understood_is_a_failure_like_any_oth
     clock.move(hours=1)
     async with hosting(database, clock=clock):
         await sleeping(clock, clock.now() + timedelta(seconds=5))
-    schedule, (run,) = await get_schedule(database, number)
-    assert run.outcome == "failed"
-    assert schedule.error is not None
-    assert schedule.error.startswith("there is no time zone 'Atlantis/City'; ")
+        schedule, (run,) = await get_schedule(database, number)
+        assert run.outcome == "failed"
+        assert schedule.error is not None
+        assert schedule.error.startswith("there is no time zone 'Atlantis/City'; ")
+        detail = f"turn 1 failed: schedule {number}: {schedule.error}"
+        shown = "SELECT value -> 'heartbeat' FROM kv WHERE key = 'status_board'"
+        assert await rows(database, shown) == [{"status": "failed", "detail": detail}]
 
 
 async def test_an_edit_counts_from_then_on_and_wakes_the_heartbeat(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..crash_points import reach
+from ..errors import AgentFailedError
 from ..messages import HEARTBEAT, Outcome, Trigger, Turn
 from . import firing, inbox, turns
 from .database import Connection, Database
@@ -76,23 +77,28 @@ async def deliver(
 
     Args:
         on_time_from: what was due before this was missed; None: a minute before `now`.
+
+    Raises:
+        AgentFailedError: some of them failed, and are tried again later; the turn has ended so.
     """
     async with database.transaction() as connection:
         await guard(connection, HEARTBEAT, token)
-        outcome = await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
+        outcome, error = await _deliver(connection, turn, now, on_time_from or now - firing.GRACE)
         reach("firing.before")
     reach("firing.after")
+    if error is not None:
+        raise AgentFailedError(error)
     return outcome
 
 
 async def deliver_at_once(
     database: Database, token: int, now: datetime, on_time_from: datetime
-) -> Outcome:
+) -> None:
     """Begin a delivery and end it, in one transaction: it cannot be left open."""
     async with database.transaction() as connection:
         await guard(connection, HEARTBEAT, token)
         turn = await _begin_delivery(connection, token)
-        return await _deliver(connection, turn, now, on_time_from)
+        await _deliver(connection, turn, now, on_time_from)
 
 
 async def _begin_delivery(connection: Connection, token: int) -> Turn:
@@ -102,8 +108,8 @@ async def _begin_delivery(connection: Connection, token: int) -> Turn:
 
 async def _deliver(
     connection: Connection, turn: Turn, now: datetime, on_time_from: datetime
-) -> Outcome:
+) -> tuple[Outcome, str | None]:
     outcome, error = await firing.fire_due(connection, turn, now, on_time_from)
     await turns.end(connection, turn, outcome, error)
     await inbox.announce(connection)
-    return outcome
+    return outcome, error
