@@ -103,6 +103,15 @@ def test_an_edit_is_kept(remembered: CommandLine, tmp_path: Path) -> None:
     assert remembered("kv", "get", "memory/soul", "-r").out == "and milk\n"
 
 
+def test_ctrl_c_in_an_editor_that_goes_on_does_not_end_the_edit(
+    remembered: CommandLine, tmp_path: Path
+) -> None:
+    script = 'trap : INT; kill -INT $PPID $$; echo mine > "$1"'
+    remembered.environment["EDITOR"] = editor(tmp_path, script)
+    assert remembered("memory", "edit", "user").code == 0
+    assert remembered("memory", "show", "user").out == "mine\n"
+
+
 def test_an_edit_that_comes_too_late_loses_and_its_text_is_kept(
     remembered: CommandLine, tmp_path: Path
 ) -> None:
@@ -121,7 +130,7 @@ def test_an_edit_that_comes_too_late_loses_and_its_text_is_kept(
     [
         (r'printf "caf\351" > "$1"', 65),
         ('echo mine > "$1"; exit 1', 78),
-        ('echo mine > "$1"; kill -INT $PPID; exec sleep 60', 130),
+        ('echo mine > "$1"; kill -INT $PPID $$', 130),
     ],
 )
 def test_the_text_of_an_edit_that_fails_is_kept(

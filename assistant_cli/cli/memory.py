@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -139,10 +140,23 @@ def _edited(file: Path) -> str:
     if not editor:
         raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
     try:
-        done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
+        with _ctrl_c_left_to_it():
+            done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigurationError(f"cannot run the editor {editor!r}: {reason}") from None
+    if done.returncode == -signal.SIGINT:
+        raise KeyboardInterrupt
     if done.returncode:
         raise ConfigurationError(f"the editor {editor!r} ended with {done.returncode}")
     return read_file(str(file)).removesuffix("\n")
+
+
+@contextmanager
+def _ctrl_c_left_to_it() -> Iterator[None]:
+    """Leave Ctrl-C to an editor: it goes to both, and many an editor does not end by it."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
