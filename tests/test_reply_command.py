@@ -24,8 +24,9 @@ def test_a_reply_is_had_with_the_id_that_send_printed_once_it_is_there(
     assert (done.code, done.out) == (8, "")
     assert done.err == f"assistant: message {message} is not answered yet\n"
     assert assistant("run", "--until-idle", "--model", "command:tr a-z A-Z").code == 0
-    done = assistant("reply", message)
-    assert (done.code, done.out, done.err) == (0, "HELLO\n", "")
+    for options in ([], ["--wait"]):
+        done = assistant("reply", message, *options)
+        assert (done.code, done.out, done.err) == (0, "HELLO\n", "")
 
 
 def test_a_reply_that_is_to_come_is_waited_for(assistant: CommandLine) -> None:
@@ -85,5 +86,6 @@ def test_what_an_agent_said_has_no_reply(
 
 @pytest.mark.parametrize(("given", "code"), [(NOBODY, 3), ("hello", 2), ("", 2)])
 def test_the_reply_to_no_message_is_none(assistant: CommandLine, given: str, code: int) -> None:
-    done = assistant("reply", given)
-    assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)
+    for options in ([], ["--wait"]):
+        done = assistant("reply", given, *options)
+        assert (done.code, done.out, len(done.err.splitlines())) == (code, "", 1)

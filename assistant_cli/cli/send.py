@@ -11,7 +11,7 @@ from uuid import UUID
 
 import typer
 
-from ..errors import AssistantError, DeadlinePassedError, UsageError
+from ..errors import AssistantError, DeadlinePassedError, PendingError, UsageError
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
@@ -85,11 +85,16 @@ def reply(
     shown = output.GrowingText()
 
     async def read(database: Database) -> str:
+        from ..patience import patiently
         from ..store.inbox import read_reply
 
-        if wait:
+        if not wait:
+            return await read_reply(database, identity)
+        try:
+            # Who would answer matters only where there is no reply yet.
+            return await patiently(lambda: read_reply(database, identity))
+        except PendingError:
             return await wait_for(database, identity, shown.show)
-        return await read_reply(database, identity)
 
     try:
         text = with_database(read, timeout=limit)
