@@ -267,6 +267,17 @@ async def test_of_memory_the_oldest_notes_are_left_out_and_no_text(
     assert [str(number) * 5_000 in told for number in range(4)] == [False, True, True, True]
 
 
+async def test_a_note_that_is_too_long_hides_no_other(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    for name, text in (("1", "tea at five"), ("2", "x" * 20_000), ("3", "milk is out")):
+        await database.kv.set(f"memory/notes/{name}", text)
+    async with talking():
+        await ask(database, "hello")
+    told = dict(marked(texts(server.requests[0], "system")[0]))["memory"]
+    assert told == "memory/notes/1: tea at five\nmemory/notes/3: milk is out"
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [

@@ -60,7 +60,7 @@ async def memory(database: Database) -> str:
     # Instructions are before the notes in key order, and would be the first to be left out.
     entries.sort(key=lambda entry: not entry.key.startswith("memory/notes/"))
     lines = [f"{e.key}: {e.plain}" for e in entries]
-    kept = _latest(lines, _MEMORY_TOKENS)
+    kept = _fitting(lines, _MEMORY_TOKENS)
     return as_data("memory", "\n".join(kept)) if kept else ""
 
 
@@ -84,6 +84,17 @@ async def history(
     earlier = [m for m in said if m.state in {"answered", "said"} and m.id not in current]
     count = len(_latest([message.content for message in earlier], HISTORY_TOKENS))
     return earlier[len(earlier) - count :]
+
+
+def _fitting(texts: Sequence[str], tokens: int) -> list[str]:
+    """The last texts, without those for which there is no room: others go on before them."""
+    kept: list[str] = []
+    room = tokens * _CHARACTERS_A_TOKEN
+    for text in reversed(texts):
+        if len(text) <= room:
+            room -= len(text)
+            kept.append(text)
+    return kept[::-1]
 
 
 def _latest(texts: Sequence[str], tokens: int) -> list[str]:
