@@ -65,6 +65,22 @@ async def test_what_comes_in_during_a_turn_is_the_next_turn_in_order(
     assert len(await rows(database, linked)) == 2
 
 
+async def test_who_takes_a_message_back_takes_back_no_other(database: Database, hold: Hold) -> None:
+    hold.close()
+    other, mine = await put(database, "other"), await put(database, "mine")
+    async with hosting(database, hold.model):
+        await running(database, "answering 2 messages in main")
+        await inbox.withdraw(database, mine)
+        states = "SELECT content FROM assistant.messages WHERE state = 'failed'"
+        await until_equal(database, states, ["mine"])
+        hold.open()
+        assert await replies(database, other) == ["re: other"]
+    with pytest.raises(AgentFailedError, match="cancelled on request"):
+        await inbox.read_reply(database, mine)
+    attempts = "SELECT attempts FROM assistant.messages WHERE content = 'other'"
+    assert await rows(database, attempts) == [1]
+
+
 async def test_conversations_are_answered_at_the_same_time(database: Database, hold: Hold) -> None:
     hold.close()
     async with hosting(database, hold.model):

@@ -53,11 +53,16 @@ WHERE outcome = 'running' AND token <> %(token)s
             AND leases.token = turns.token AND leases.agent NOT IN (SELECT agent FROM lapsed));
 
 -- name: fail_cancelled
-UPDATE assistant.messages
+-- Where a message was taken back, and not its turn cancelled, that one and no other.
+UPDATE assistant.messages AS message
 SET state = 'failed', error = %(error)s, retry_at = NULL
 WHERE state = 'working' AND turn_id IN (
     SELECT id FROM assistant.turns
-    WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'));
+    WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'))
+    AND (error IS NOT DISTINCT FROM %(error)s OR NOT EXISTS (
+        SELECT FROM assistant.messages AS other
+        WHERE other.turn_id = message.turn_id AND other.state = 'working'
+            AND other.error = %(error)s));
 
 -- name: return_interrupted
 UPDATE assistant.messages

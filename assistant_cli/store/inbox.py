@@ -168,7 +168,10 @@ async def read_progress(connection: Connection, message: UUID) -> Progress:
 
 
 async def withdraw(database: Database, message: UUID) -> None:
-    """Take back a message that is not answered yet; a turn that answers it is cancelled."""
+    """Take back a message that is not answered yet; a turn that answers it is cancelled.
+
+    Others that the turn answers wait again.
+    """
     async with database.connection() as connection:
         await connection.execute(_SQL["withdraw"], {"id": message, "error": turns.CANCELLED})
 

@@ -23,6 +23,8 @@ INSERT INTO assistant.messages (id, conversation, role, content, source, state, 
 VALUES (%(id)s, %(conversation)s, 'assistant', %(content)s, %(source)s, 'said', %(turn)s);
 
 -- name: withdraw
+-- One that is being answered is marked: the others of its turn wait again once that is cancelled.
+-- The turn is locked before its message, as by all who end one.
 WITH not_begun AS (
     UPDATE assistant.messages SET state = 'failed', error = %(error)s, retry_at = NULL
     WHERE id = %(id)s AND state = 'waiting'
@@ -30,6 +32,10 @@ WITH not_begun AS (
     UPDATE assistant.turns SET cancelled_at = coalesce(cancelled_at, clock_timestamp())
     WHERE outcome = 'running' AND id = (
         SELECT turn_id FROM assistant.messages WHERE id = %(id)s AND state = 'working')
+    RETURNING id
+), marked AS (
+    UPDATE assistant.messages SET error = %(error)s
+    WHERE id = %(id)s AND state = 'working' AND turn_id IN (SELECT id FROM begun)
 )
 SELECT pg_notify('assistant_turns', ''), pg_notify('assistant_messages', '');
 
