@@ -104,6 +104,24 @@ async def test_the_transition_that_tells_since_when_a_status_lasts_stays(
     assert await rows(database, query, "adopted") == ["1", "9"]
 
 
+async def test_schedules_that_are_over_go_in_time_with_their_runs(database: Database) -> None:
+    schedules = [("done", OLD), ("cancelled", OLD), ("active", OLD), ("done", NEW)]
+    for state, age in schedules:
+        await rows(
+            database,
+            "WITH schedule AS (INSERT INTO assistant.schedules "
+            "(conversation, content, due_at, created_at, fired_at, state) "
+            f"VALUES ('main', '{state}', now() - {age}, now() - {age}, now() - {age}, '{state}') "
+            "RETURNING id) INSERT INTO assistant.schedule_runs (schedule_id, due_at, outcome, at) "
+            f"SELECT id, now() - {age}, 'fired', now() - {age} FROM schedule",
+        )
+    await prune(database)
+    left = "SELECT id FROM assistant.schedules ORDER BY id"
+    assert await rows(database, left) == [3, 4]
+    runs = "SELECT schedule_id FROM assistant.schedule_runs ORDER BY schedule_id"
+    assert await rows(database, runs) == [3, 4]
+
+
 async def test_expired_keys_go(database: Database) -> None:
     await rows(
         database,

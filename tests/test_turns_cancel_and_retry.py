@@ -218,6 +218,23 @@ def test_a_turn_that_has_ended_is_not_cancelled(
     assert sql.execute(asked).fetchone() == (0,)
 
 
+def test_messages_that_a_turn_failed_on_are_given_up(
+    kept: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    sql.execute(
+        "INSERT INTO assistant.messages (id, conversation, role, content, source, state, turn_id, "
+        "error) VALUES (gen_random_uuid(), 'work', 'user', 'hello', 'cli', 'failed', 3, 'no')"
+    )
+    assert json.loads(kept("status", "--json").out)["inbox"]["failed"] == 1
+    done = kept("turns", "cancel", "3")
+    assert (done.code, done.out) == (0, "")
+    assert done.err == "assistant: the failed messages of turn 3 are given up\n"
+    assert json.loads(kept("status", "--json").out)["inbox"]["failed"] == 0
+    assert messages(sql) == [("hello", "failed", 0, CANCELLED)]
+    assert kept("turns", "cancel", "3").code == 5
+    assert kept("turns", "retry", "3").code == 0
+
+
 def test_asking_twice_is_no_mistake(kept: CommandLine, sql: psycopg.Connection[Any]) -> None:
     sql.execute(
         "INSERT INTO assistant.leases SELECT agent, token, 'elsewhere', 1, 'p', now(), "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
@@ -12,6 +12,7 @@ from .commands import Command, Group
 from .session import Count, JsonOption, complete_agents, with_database
 
 if TYPE_CHECKING:
+    from ..store.answering import Cancellation
     from ..store.database import Database
     from ..store.turns import TurnRecord, TurnReport
 
@@ -172,18 +173,24 @@ def show(turn_id: TurnId, as_json: JsonOption = False) -> None:
 def cancel(turn_id: TurnId) -> None:
     """Ask for a running turn to be ended; its messages become failed and are not tried again.
 
-    Exit 5 where it has ended already, 3 where there is no such turn.
+    Of a turn that has ended, give up the messages it failed on: `status` counts them no longer.
+    Exit 5 where there are none, 3 where there is no such turn.
     """
 
-    async def ask(database: Database) -> bool:
+    async def ask(database: Database) -> Cancellation:
         from ..store.answering import cancel_turn
 
         return await cancel_turn(database, turn_id)
 
-    if with_database(ask):
-        output.tell(f"turn {turn_id} was asked to end")
-    else:
-        output.tell(f"no process ran turn {turn_id} any more; it is closed")
+    match with_database(ask):
+        case "asked":
+            output.tell(f"turn {turn_id} was asked to end")
+        case "closed":
+            output.tell(f"no process ran turn {turn_id} any more; it is closed")
+        case "given up":
+            output.tell(f"the failed messages of turn {turn_id} are given up")
+        case never:
+            assert_never(never)
 
 
 @app.command(cls=Command)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from psycopg.rows import dict_row
@@ -38,6 +38,9 @@ MAX_INTERRUPTED_ATTEMPTS = 10
 """Whoever was killed is seldom at fault; a message that ends its process again and again is."""
 RETRY_DELAY = timedelta(seconds=5)
 """The pause before the second attempt; the next pause is three times as long."""
+
+Cancellation = Literal["asked", "closed", "given up"]
+"""What came of it: a process may still run the turn, none does, or it had ended before."""
 
 _MESSAGE_FIELDS = [field.name for field in fields(Message)]
 
@@ -256,24 +259,25 @@ async def _return_orphaned(
     await connection.execute(_SQL["return_interrupted"], {"limit": MAX_INTERRUPTED_ATTEMPTS})
 
 
-async def cancel_turn(database: Database, turn_id: int) -> bool:
+async def cancel_turn(database: Database, turn_id: int) -> Cancellation:
     """Ask for a running turn to be ended, or end it where its process is gone.
 
-    Its messages become failed and are not tried again.
-
-    Returns:
-        Whether a process may still run it.
+    Its messages become failed and are not tried again. Of a turn that has ended, the messages
+    that are failed are given up: they count as failed no longer.
 
     Raises:
-        ConflictError: it has ended already.
+        ConflictError: it has ended already, and left no failed messages.
         NotFoundError: there is no such turn.
     """
     async with database.transaction() as connection:
-        runs = await turns.request_cancellation(connection, turn_id)
-        if not runs:
-            await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
-            await announce(connection)
-    return runs
+        parameters = {"turn": turn_id, "error": turns.CANCELLED}
+        if (await connection.execute(_SQL["give_up_failed"], parameters)).rowcount:
+            return "given up"
+        if await turns.request_cancellation(connection, turn_id):
+            return "asked"
+        await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
+        await announce(connection)
+    return "closed"
 
 
 async def retry_turn(database: Database, turn_id: int) -> int:

@@ -64,6 +64,10 @@ WHERE state = 'working' AND turn_id IN (
         WHERE other.turn_id = message.turn_id AND other.state = 'working'
             AND other.error = %(error)s));
 
+-- name: give_up_failed
+UPDATE assistant.messages SET error = %(error)s
+WHERE turn_id = %(turn)s AND state = 'failed' AND error IS DISTINCT FROM %(error)s;
+
 -- name: return_interrupted
 UPDATE assistant.messages
 SET state = CASE WHEN attempts >= %(limit)s THEN 'failed' ELSE 'waiting' END,

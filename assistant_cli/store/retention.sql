@@ -58,6 +58,15 @@ DELETE FROM assistant.schedule_runs WHERE (schedule_id, due_at) IN (
     ORDER BY at LIMIT 1000
 );
 
+-- name: delete_old_schedules
+-- Their runs go with them.
+DELETE FROM assistant.schedules WHERE id IN (
+    SELECT id FROM assistant.schedules
+    WHERE state <> 'active'
+        AND greatest(due_at, fired_at, created_at) < statement_timestamp() - %(keep)s
+    LIMIT 1000 FOR UPDATE SKIP LOCKED
+);
+
 -- name: delete_old_steps
 DELETE FROM assistant.turn_steps WHERE (turn_id, position) IN (
     SELECT turn_id, position FROM assistant.turn_steps AS old
