@@ -155,6 +155,19 @@ def test_a_database_of_ones_own_is_neither_started_nor_stopped(
     assert not Path(environment["ASSISTANT_HOME"]).exists()
 
 
+def test_a_home_may_have_an_at_sign_as_that_of_a_domain_user(
+    private_home: Path, environment: dict[str, str]
+) -> None:
+    home = private_home / "someone@example.org"
+    assistant = CommandLine({**environment, "ASSISTANT_HOME": str(home)})
+    try:
+        assert assistant("kv", "set", "a", "1").code == 0
+        assert assistant("kv", "get", "a").out == "1\n"
+        assert assistant("doctor").code == 0
+    finally:
+        asyncio.run(EmbeddedPostgres(home).stop())
+
+
 def test_the_shell_needs_no_psql_of_the_system(assistant: CommandLine, tmp_path: Path) -> None:
     assistant.environment["PATH"] = str(tmp_path)
     done = assistant("db", "shell", stdin="SELECT 6 * 7;\n")

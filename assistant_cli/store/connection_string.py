@@ -36,7 +36,9 @@ def parse_dsn(dsn: str) -> dict[str, Any]:
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
     """Raise ValueError for what psycopg would take for a server that does not answer."""
-    if "@" in str(parameters.get("host", "")).lstrip("@"):
+    hosts = str(parameters.get("host", "")).split(",")
+    # One that begins so is a folder of sockets, which may well have one, or an abstract socket.
+    if any("@" in host for host in hosts if not host.startswith(("/", "@"))):
         raise ValueError("the end of a password is taken for the host")
     if "user" not in parameters and "@" in str(parameters.get("dbname", "")):
         raise ValueError("a password with a slash is taken for a port and a database")
