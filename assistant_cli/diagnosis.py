@@ -33,6 +33,7 @@ class DatabaseFacts:
     url: str | None
     server: str | None = None
     schema_version: int | None = None
+    encoding: str = ""
     problem: AssistantError | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -63,12 +64,13 @@ async def describe_database(settings: Settings) -> DatabaseFacts:
         database = Database(dsn)
         try:
             server, version = await health.read_versions(database)
+            encoding = await health.read_encoding(database)
         finally:
             await database.close()
     except AssistantError as error:
         return DatabaseFacts(settings.database_source, url, problem=_advise(settings, error))
     problem = _version_problem(version)
-    return DatabaseFacts(settings.database_source, url, server, version, problem)
+    return DatabaseFacts(settings.database_source, url, server, version, encoding, problem)
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
@@ -91,6 +93,7 @@ async def diagnose(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("server", "does not answer", facts.problem)
         return
     yield Finding("server", f"PostgreSQL {facts.server}")
+    yield _encoding(facts.encoding)
     known = f"version {facts.schema_version} of {LATEST_VERSION}"
     yield Finding("schema", known, facts.problem)
     if facts.problem is None:
@@ -116,6 +119,15 @@ def _parsed(check: str, text: str, parse: Callable[[str], object]) -> Finding:
     except ValueError as error:
         return Finding(check, text, ConfigurationError(str(error)))
     return Finding(check, text)
+
+
+def _encoding(encoding: str) -> Finding:
+    problem = None
+    if encoding != "UTF8":
+        problem = ConfigurationError(
+            "it does not hold all text; create a database with ENCODING 'UTF8' TEMPLATE template0"
+        )
+    return Finding("encoding", encoding, problem)
 
 
 async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:

@@ -64,6 +64,11 @@ CREATE TABLE IF NOT EXISTS public.kv (
 
 DO $$
 BEGIN
+    IF current_setting('server_encoding') <> 'UTF8' THEN
+        RAISE EXCEPTION 'this database is in %, which does not hold all text; create one with '
+            'ENCODING ''UTF8'' TEMPLATE template0', current_setting('server_encoding')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
     IF (SELECT data_type FROM information_schema.columns
         WHERE table_schema = 'public' AND table_name = 'kv' AND column_name = 'value')
         IS DISTINCT FROM 'jsonb' THEN

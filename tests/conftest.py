@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 from uuid import uuid4
 
 import psycopg
@@ -95,6 +95,13 @@ def empty_dsn(admin_dsn: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def ascii_dsn(admin_dsn: str) -> Iterator[str]:
+    """A database in the encoding that a server has whose maker had no locale."""
+    encoding = "ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LC_COLLATE 'C' LC_CTYPE 'C'"
+    yield from _database(admin_dsn, "template0", encoding)
+
+
+@pytest.fixture
 def dsn(admin_dsn: str, template: str) -> Iterator[str]:
     """A database of the test's own, migrated."""
     yield from _database(admin_dsn, template)
@@ -143,10 +150,10 @@ async def boards(dsn: str) -> AsyncIterator[list[StatusBoard]]:
         await database.close()
 
 
-def _database(admin_dsn: str, template: str) -> Iterator[str]:
+def _database(admin_dsn: str, template: str, more: LiteralString = "") -> Iterator[str]:
     name = f"test_{uuid4().hex[:12]}"
-    create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"
-    _execute(admin_dsn, SQL(create).format(Identifier(name), Identifier(template)))
+    create = "CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy "
+    _execute(admin_dsn, SQL(create + more).format(Identifier(name), Identifier(template)))
     yield make_conninfo(admin_dsn, dbname=name)
     _execute(admin_dsn, SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 

@@ -116,6 +116,14 @@ def test_the_doctor_finds_a_setting_with_which_no_run_starts(
     assert assistant("run", "--until-idle").code == 78
 
 
+def test_the_doctor_finds_that_a_database_does_not_hold_all_text(
+    ascii_dsn: str, environment: dict[str, str]
+) -> None:
+    done = on(environment, ascii_dsn)("doctor", "--json")
+    assert (done.code, checks(done)["encoding"]["result"]) == (78, "SQL_ASCII")
+    assert "ENCODING 'UTF8'" in checks(done)["encoding"]["problem"]
+
+
 def test_the_doctor_finds_that_a_user_may_only_read(
     password_server: PasswordServer, environment: dict[str, str]
 ) -> None:

@@ -14,6 +14,7 @@ from assistant_cli.store.kv import KeyValues
 from assistant_cli.store.migrations import LATEST_VERSION, list_migrations, migrate
 
 from .conftest import CommandLine
+from .test_database_urls_and_logins import on
 
 INIT_SQL = Path(__file__).parent.parent / "infra" / "init.sql"
 
@@ -117,6 +118,19 @@ def test_a_kv_table_of_another_kind_is_refused_and_left_alone(empty_dsn: str) ->
     with pytest.raises(ConfigurationError, match="not jsonb"):
         asyncio.run(adopt())
     with psycopg.connect(empty_dsn) as connection:
+        row = connection.execute("SELECT to_regnamespace('assistant')").fetchone()
+        assert row == (None,)
+
+
+def test_a_database_that_does_not_hold_all_text_is_refused_and_left_alone(
+    ascii_dsn: str, environment: dict[str, str]
+) -> None:
+    done = on(environment, ascii_dsn)("db", "migrate")
+    assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
+    assert "this database is in SQL_ASCII" in done.err
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="SQL_ASCII"):
+        _run_init_sql(ascii_dsn)
+    with psycopg.connect(ascii_dsn) as connection:
         row = connection.execute("SELECT to_regnamespace('assistant')").fetchone()
         assert row == (None,)
 

@@ -34,6 +34,12 @@ async def read_versions(database: Database) -> tuple[str, int]:
         return str(row[0]), await schema_version(connection)
 
 
+async def read_encoding(database: Database) -> str:
+    """How the database keeps text."""
+    async with database.connection() as connection:
+        return connection.info.parameter_status("server_encoding") or ""
+
+
 async def find_missing_triggers(database: Database) -> list[str]:
     """The triggers of kv that are missing or disabled."""
     async with database.connection() as connection:
