@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.sql import SQL, Identifier
 
 from .conftest import CommandLine
 from .password_server import PasswordServer
@@ -182,3 +185,18 @@ def test_who_may_nothing_is_refused(
     done = on(environment, dsn)(*command.split())
     assert done.code == 77
     assert "the database does not permit this: permission denied" in done.out + done.err
+
+
+@pytest.mark.parametrize("style", ["German", "SQL, DMY"])
+def test_a_database_that_writes_its_dates_otherwise_is_read_all_the_same(
+    kept: CommandLine, sql: psycopg.Connection[Any], style: str
+) -> None:
+    sql.execute(
+        SQL("ALTER DATABASE {} SET datestyle = {}").format(Identifier(sql.info.dbname), style)
+    )
+    assert kept("report", "backup", "idle").code == 0
+    assert kept("send", "hello").code == 0
+    for command in (["kv", "get", "status_board"], ["status"], ["turns", "ls"], ["history"]):
+        done = kept(*command)
+        assert (done.code, done.err) == (0, "")
+        assert done.out

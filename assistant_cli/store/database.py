@@ -31,16 +31,18 @@ PATIENCE_SECONDS = 15.0
 
 # The server ends, or is read-only since a failover: what else is open to it is no better.
 _GONE = ("08", "57P", "25006")
-# A process that is stopped in a transaction must not keep others from taking over. Who waits for a
-# lock must see what was committed meanwhile. Who has given up must not go on waiting for one, or
-# the server fills while its commits wait for standbys; only on Windows can it not look. A pooler
-# between us and the server tells another backend than the one that answers.
+# A process that is stopped in a transaction must not keep others from taking over. Who waits for
+# a lock must see what was committed meanwhile. psycopg reads dates of one style only. Who has
+# given up must not go on waiting for a lock, or the server fills while its commits wait for
+# standbys; only on Windows can it not look. A pooler between us and the server tells another
+# backend than the one that answers.
 _SESSION = """
 SELECT pg_backend_pid(),
     (SELECT pid || ' ' || extract(epoch FROM backend_start)
         FROM pg_stat_get_activity(pg_backend_pid())),
     set_config('idle_in_transaction_session_timeout', '10s', false),
     set_config('default_transaction_isolation', 'read committed', false),
+    set_config('datestyle', 'ISO', false),
     CASE WHEN version() !~* 'windows|mingw|visual c' THEN
         set_config('client_connection_check_interval', '2s', false) END
 """
