@@ -83,6 +83,8 @@ class EmbeddedPostgres:
         user = _user_name()
         # Set although they are the defaults: libpq would take them from PGPORT and the like.
         wanted = {"host": str(socket), "hostaddr": "", "port": "5432", "user": user}
+        wanted |= {"target_session_attrs": "any", "gssencmode": "disable"}
+        wanted["channel_binding"] = "disable"
         if not socket.is_relative_to(self.folder):
             if os.path.lexists(socket):
                 server_account.require_private(socket, os.geteuid())

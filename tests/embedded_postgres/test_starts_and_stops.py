@@ -115,6 +115,9 @@ async def test_libpq_variables_lead_nowhere_else(
         "HOSTADDR": "127.0.0.1",
         "DATABASE": "x",
         "DATA": "/x",
+        "TARGETSESSIONATTRS": "standby",
+        "CHANNELBINDING": "require",
+        "GSSENCMODE": "require",
     }.items():
         monkeypatch.setenv(f"PG{name}", value)
     assert await server.start(silent)
