@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import LiteralString
 
 import psycopg
 import pytest
 
-from assistant_cli.errors import ConfigurationError
 from assistant_cli.store.database import Database
 from assistant_cli.store.kv import KeyValues
 from assistant_cli.store.migrations import LATEST_VERSION, list_migrations, migrate
@@ -104,22 +104,30 @@ def test_a_plain_kv_table_is_adopted_with_its_values(empty_dsn: str) -> None:
         assert connection.execute("SELECT content FROM public.messages").fetchall() == [("mine",)]
 
 
-def test_a_kv_table_of_another_kind_is_refused_and_left_alone(empty_dsn: str) -> None:
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ("kv (key text PRIMARY KEY, value text)", '"value" is not jsonb'),
+        ("kv (key text, value jsonb)", '"key" is not unique'),
+        ("kv (name text PRIMARY KEY, value jsonb)", '"key" is not unique'),
+        ("kv (key text PRIMARY KEY, value jsonb, owner text NOT NULL)", '"owner" must be given'),
+        ("kv (key uuid PRIMARY KEY, value jsonb)", "what is here already does not fit"),
+        ("kv (key text PRIMARY KEY, value jsonb, revision date)", "what is here already does not"),
+    ],
+)
+def test_a_kv_table_of_another_kind_is_refused_and_left_alone(
+    empty_dsn: str, environment: dict[str, str], found: LiteralString, reason: str
+) -> None:
     with psycopg.connect(empty_dsn, autocommit=True) as connection:
-        connection.execute("CREATE TABLE kv (key TEXT PRIMARY KEY, value TEXT)")
-
-    async def adopt() -> None:
-        database = Database(empty_dsn)
-        try:
-            await migrate(database)
-        finally:
-            await database.close()
-
-    with pytest.raises(ConfigurationError, match="not jsonb"):
-        asyncio.run(adopt())
-    with psycopg.connect(empty_dsn) as connection:
+        connection.execute("CREATE TABLE " + found)
+        done = on(environment, empty_dsn)("db", "migrate")
+        assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
+        assert reason in done.err
         row = connection.execute("SELECT to_regnamespace('assistant')").fetchone()
         assert row == (None,)
+    if "here already" not in reason:
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match=reason):
+            _run_init_sql(empty_dsn)
 
 
 def test_a_database_that_does_not_hold_all_text_is_refused_and_left_alone(

@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS public.kv (
 );
 
 DO $$
+DECLARE
+    needed name;
 BEGIN
     IF current_setting('server_encoding') <> 'UTF8' THEN
         RAISE EXCEPTION 'this database is in %, which does not hold all text; create one with '
@@ -30,6 +32,20 @@ BEGIN
         WHERE table_schema = 'public' AND table_name = 'kv' AND column_name = 'value')
         IS DISTINCT FROM 'jsonb' THEN
         RAISE EXCEPTION 'public.kv is another table: its column "value" is not jsonb'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_index JOIN pg_attribute ON attrelid = indrelid
+            AND attname = 'key' AND attnum = indkey[0]
+        WHERE indrelid = 'public.kv'::regclass AND indisunique AND indnkeyatts = 1
+            AND indimmediate AND indpred IS NULL) THEN
+        RAISE EXCEPTION 'public.kv is another table: its column "key" is not unique'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    SELECT attname INTO needed FROM pg_attribute
+    WHERE attrelid = 'public.kv'::regclass AND attnum > 0 AND NOT attisdropped AND attnotnull
+        AND NOT atthasdef AND attidentity = '' AND attname NOT IN ('key', 'value');
+    IF FOUND THEN
+        RAISE EXCEPTION 'public.kv is another table: its column "%" must be given', needed
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
 END

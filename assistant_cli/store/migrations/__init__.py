@@ -87,11 +87,24 @@ async def migrate(database: Database) -> list[Migration]:
             check_version(version)
         missing = [step for step in list_migrations() if step.version > version]
         for step in missing:
-            await connection.execute(step.script.encode())
+            await _take(connection, step)
             reach("migration.step")
         reach("migration.before")
     reach("migration.after")
     return missing
+
+
+async def _take(connection: Connection, step: Migration) -> None:
+    try:
+        await connection.execute(step.script.encode())
+    except psycopg.errors.InsufficientPrivilege:
+        raise
+    except psycopg.ProgrammingError as error:
+        # What is missing, or of another type, is another program's of the same name.
+        reason = error.diag.message_primary
+        raise ConfigurationError(
+            f"what is here already does not fit this program: {reason}; use another database"
+        ) from error
 
 
 async def _version_in_transaction(connection: Connection) -> int:
