@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import server_account
 from .active_hours import parse_active_hours
 from .durations import parse_duration, parse_interval
 from .errors import (
@@ -105,7 +106,7 @@ def _home(settings: Settings) -> Finding:
     home = settings.home
     # Path.exists would raise where a folder may not be searched.
     found = next(folder for folder in (home, *home.parents) if os.path.exists(folder))  # noqa: PTH110
-    problem = None
+    problem = server_account.find_closed(home) if settings.embedded else None
     if settings.embedded and not os.access(found, os.W_OK):
         problem = NotPermittedError(
             f"cannot write to {found}; set ASSISTANT_HOME or ASSISTANT_DATABASE_URL"

@@ -351,7 +351,7 @@ def _os_errors_explained(home: Path) -> Iterator[None]:
                 f"no space left for the embedded Postgres in {home}; free some and try again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL):
-            raise NotPermittedError(
+            raise server_account.find_closed(home) or NotPermittedError(
                 f"the embedded Postgres cannot use {reason}; "
                 "set ASSISTANT_HOME or ASSISTANT_DATABASE_URL"
             ) from error

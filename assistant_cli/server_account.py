@@ -182,6 +182,20 @@ def _others_pass(path: Path) -> bool:
     )
 
 
+def find_closed(home: Path) -> NotPermittedError | None:
+    """What keeps the server of root, which runs under another account, from its files."""
+    folder = home / "postgres"
+    if os.geteuid() != 0 or not folder.exists():
+        return None
+    for parent in Path(os.path.realpath(folder), "any").parents:
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            return NotPermittedError(
+                f"the embedded Postgres, which does not run as root, cannot pass {parent}; "
+                f"chmod o+x {parent}, or set ASSISTANT_HOME"
+            )
+    return None
+
+
 def _link_elsewhere(link: Path) -> None:
     """Point `link` at a new folder under /var/lib; whoever does so first decides.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from assistant_cli.store.migrations import LATEST_VERSION
 
+from .accounts import only_root
 from .conftest import CommandLine, Finished, eventually
 from .password_server import PasswordServer
 from .test_database_urls_and_logins import on
@@ -129,3 +131,20 @@ def test_the_doctor_finds_that_a_user_may_only_read(
 ) -> None:
     done = on(environment, password_server.url("viewer"))("doctor", "--json")
     assert (done.code, checks(done)["writing"]["ok"]) == (77, False)
+
+
+@only_root
+def test_the_doctor_finds_that_the_server_of_root_cannot_come_to_its_files(
+    private_home: Path, environment: dict[str, str]
+) -> None:
+    assistant = CommandLine({**environment, "ASSISTANT_HOME": str(private_home)})
+    assert assistant("kv", "set", "a", "1").code == 0
+    private_home.chmod(0o700)
+    for command in (["doctor"], ["db", "stop"], ["doctor"], ["kv", "get", "a"]):
+        done = assistant(*command)
+        if command != ["db", "stop"]:
+            assert done.code == 77
+            assert f"cannot pass {private_home}; chmod o+x {private_home}" in done.out + done.err
+    private_home.chmod(0o711)
+    assert assistant("doctor").code == 0
+    assert assistant("kv", "get", "a").out == "1\n"
