@@ -113,6 +113,10 @@ def _home(environ: Mapping[str, str]) -> Path:
             raise ConfigurationError(
                 f"ASSISTANT_HOME is {given}, and there is no such user"
             ) from None
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"ASSISTANT_HOME is {given}, and the folder it starts from is gone"
+            ) from None
     from platformdirs import user_data_path
 
     return user_data_path("assistant")
@@ -190,7 +194,7 @@ def _parse_config(path: Path, text: str) -> tuple[dict[str, str], dict[str, str]
 
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     models = content.pop("models", {})
     if not isinstance(models, dict):

@@ -73,6 +73,14 @@ def test_the_doctor_reports_a_model_that_is_none(assistant: CommandLine) -> None
     assert checks(done)["schema"]["ok"] is True
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://s3cret@host:port/v1", "localhost:8080/v1"])
+def test_the_doctor_reports_a_base_url_that_is_none(assistant: CommandLine, url: str) -> None:
+    assistant.environment |= {"ASSISTANT_MODEL": "openai:gpt-5", "ASSISTANT_BASE_URL": url}
+    done = assistant("doctor", "--json")
+    assert (done.code, done.err, "s3cret" in done.out) == (78, "", False)
+    assert "the base URL is malformed" in checks(done)["model"]["problem"]
+
+
 def test_a_database_that_is_not_set_up_is_left_alone_and_the_way_is_told(
     empty_dsn: str, environment: dict[str, str]
 ) -> None:

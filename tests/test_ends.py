@@ -191,3 +191,26 @@ def test_a_home_that_is_no_folder_is_a_wrong_configuration(
     done = CommandLine({**environment, "ASSISTANT_HOME": home})("status")
     assert (done.code, done.out, len(done.err.splitlines())) == (78, "", 1)
     assert told in done.err
+
+
+@pytest.mark.parametrize(
+    ("home", "command", "told"),
+    [
+        ("relative", "status", "ASSISTANT_HOME is relative, and the folder it starts from is gone"),
+        (None, "run --until-idle --agent mine:work", "cannot import mine: ModuleNotFoundError"),
+    ],
+)
+def test_a_working_folder_that_is_gone_is_told(
+    assistant: CommandLine, tmp_path: Path, home: str | None, command: str, told: str
+) -> None:
+    (tmp_path / "gone").mkdir()
+    gone = 'cd "$0" && rmdir "$0" && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", gone, str(tmp_path / "gone"), str(SCRIPT), *command.split()],
+        env={**assistant.environment, **({"ASSISTANT_HOME": home} if home else {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (78, "", 1)
+    assert told in done.stderr

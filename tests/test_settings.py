@@ -85,6 +85,8 @@ def test_run_is_hosted_with_the_model_of_the_option(assistant: CommandLine) -> N
         ("database_url = postgresql://u:s3cret@h/db", "is not TOML"),
         ("model = '''", "is not TOML"),
         (b'model = "caf\xe9"', "cannot read"),
+        (f"heartbeat_tokens = {'9' * 5000}", "is not TOML: Exceeds the limit"),
+        (f"model = {'[' * 9000}", "is not TOML"),
         (None, "cannot read"),
     ],
 )

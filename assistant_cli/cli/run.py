@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -179,8 +180,9 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
 
     if any(":" in reference for reference in references):
         # As `python -m` does: a module of the user's lies where the user is. Whoever names none
-        # may be in a folder of somebody else.
-        sys.path.insert(0, str(Path.cwd()))
+        # may be in a folder of somebody else. One that is gone holds no module.
+        with suppress(FileNotFoundError):
+            sys.path.insert(0, str(Path.cwd()))
     chosen: dict[str, AgentDefinition] = {}
     for reference in references or BUILT_IN:
         definition = find_built_in(reference)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any, assert_never
+from urllib.parse import urlsplit
 
 import pydantic_ai
 from pydantic import ValidationError
@@ -106,6 +107,7 @@ def _open(name: str, base_url: str | None) -> PydanticModel:
             from pydantic_ai.models.openai import OpenAIChatModel
             from pydantic_ai.providers.openai import OpenAIProvider
 
+            _check_url(base_url)
             return OpenAIChatModel(model, provider=OpenAIProvider(base_url=base_url))
         return infer_model(name)
     except ImportError:
@@ -116,6 +118,17 @@ def _open(name: str, base_url: str | None) -> PydanticModel:
         key = re.search(r"Set the `(\w+)` environment variable", str(error))
         advice = f"export {key[1]}=…" if key else _first_line(error)
         raise ConfigurationError(f"the model {name} cannot be used: {advice}") from None
+
+
+def _check_url(base_url: str) -> None:
+    try:
+        url = urlsplit(base_url)
+        valid = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        # It may hold a password, and is not repeated.
+        raise ConfigurationError("the base URL is malformed; write it like https://host:8080/v1")
 
 
 def _conversation(prompt: Prompt) -> list[ModelMessage]:
