@@ -161,6 +161,13 @@ async def cancels_itself() -> None:
     await task
 
 
+async def cancels_the_turn() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.sleep(9)
+
+
 async def interrupts() -> None:
     raise BaseExceptionGroup("both", [KeyboardInterrupt()])
 
@@ -185,6 +192,7 @@ async def raises_what_cannot_be_told() -> None:
         (complains_in_characters_that_no_database_keeps, "ValueError: a\ufffdb\ufffdc (test_own"),
         (leaves, "SystemExit: 3 (test_own_agents.py line "),
         (cancels_itself, "CancelledError ("),
+        (cancels_the_turn, "it cancelled itself"),
         (interrupts, "BaseExceptionGroup: both (1 sub-exception) ("),
     ],
 )

@@ -100,11 +100,12 @@ async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
     try:
         await asyncio.wait({task})
     finally:
-        host.executing.pop(turn.id, None)
+        # Whoever is asked to end it takes it out first.
+        asked = host.executing.pop(turn.id, None) is None
         if not task.done():
             await _end(agent, host, turn, task)
     if task.cancelled():
-        raise TurnCancelledError(CANCELLED)
+        raise TurnCancelledError(CANCELLED) if asked else AgentFailedError("it cancelled itself")
     return task.result()
 
 
