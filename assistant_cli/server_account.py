@@ -173,7 +173,10 @@ def _require_own(folder: Path) -> None:
 
 
 def _serves(folder: Path) -> bool:
-    return _others_pass(folder) and fits_a_socket(Path(os.path.realpath(folder)) / "socket")
+    real = Path(os.path.realpath(folder))
+    # initdb hands the path of the programs, which lie there for root, to a shell in double quotes.
+    plain = not set('"$`') & set(str(real))
+    return plain and _others_pass(folder) and fits_a_socket(real / "socket")
 
 
 def _others_pass(path: Path) -> bool:

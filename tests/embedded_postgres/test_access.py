@@ -134,6 +134,15 @@ async def test_root_runs_the_server_under_a_private_account(new_server: Embedded
 
 
 @only_root
+async def test_a_path_that_a_shell_would_change_is_no_hindrance(place: Path) -> None:
+    server = EmbeddedPostgres(place / '$HOME "and" `more`')
+    assert await server.start(silent)
+    assert server.folder.parent == VAR_LIB
+    assert await query(server, "SELECT 1") == 1
+    assert await server.stop()
+
+
+@only_root
 async def test_a_home_below_a_closed_folder_keeps_its_parents_closed(place: Path) -> None:
     closed = place / "closed"
     closed.mkdir(mode=0o700)
