@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from assistant_cli import connect
+from assistant_cli.errors import ConfigurationError
 from assistant_cli.settings import Settings, load_settings
 
 from .conftest import CommandLine
@@ -186,6 +188,17 @@ def test_an_option_that_is_empty_is_no_choice_of_the_embedded_database(
     done = CommandLine(environment)("kv", "get", "k", "--database-url", "")
     assert (done.code, done.out) == (2, "")
     assert "--database-url is empty" in done.err
+
+
+async def test_a_dsn_that_is_empty_is_no_choice_of_the_configured_database(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASSISTANT_DATABASE_URL", dsn)
+    with pytest.raises(ConfigurationError, match="the DSN given is empty"):
+        async with connect(""):
+            pass
+    async with connect() as database:
+        assert database.dsn == dsn
 
 
 def test_each_agent_may_have_a_model_of_its_own(assistant: CommandLine) -> None:

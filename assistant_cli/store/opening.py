@@ -25,6 +25,8 @@ async def connect(dsn: str | None = None) -> AsyncIterator[Database]:
         DatabaseUnreachableError: nobody answers.
         NotPermittedError: the database refuses.
     """
+    if dsn == "":
+        raise ConfigurationError("the DSN given is empty; None means the configured database")
     async with open_database(load_settings(dsn, option="the DSN given")) as database:
         yield database
 
