@@ -58,6 +58,14 @@ async def test_a_reply_comes_with_what_was_said_before_and_is_counted(
     assert kinds == ["request", "response"] * 2
 
 
+async def test_what_no_text_can_hold_is_left_out_of_a_reply(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    server.will(says("tea\x00 at ", "\ud800 five"))
+    async with talking():
+        assert await ask(database, "when?") == "tea\ufffd at \ufffd five"
+
+
 async def test_a_tool_is_called_and_its_result_told_as_data(
     database: Database, server: OpenAIServer, talking: Any
 ) -> None:

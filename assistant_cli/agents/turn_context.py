@@ -12,6 +12,7 @@ from ..models import Prompt
 from ..patience import patiently
 from ..store.board import shorten_detail
 from ..store.database import Database
+from ..store.turns import keepable
 from .context import build_prompt
 from .desk import TurnDesk
 from .host import Host
@@ -69,7 +70,7 @@ class TurnContext:
         reach("model.before")
         reply = await model.reply(prompt)
         reach("model.after")
-        return reply
+        return str(keepable(reply))
 
     def _require_open(self) -> None:
         """Refuse what goes on after its turn was ended."""

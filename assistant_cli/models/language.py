@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -205,7 +204,8 @@ def _text_of(event: object) -> str:
 
 
 def _dump(messages: list[ModelMessage]) -> Any:
-    return json.loads(ModelMessagesTypeAdapter.dump_json(messages))
+    # Not as JSON text, which has no way to write half a surrogate pair.
+    return ModelMessagesTypeAdapter.dump_python(messages, mode="json")
 
 
 def _usage(response: ModelResponse) -> Usage:

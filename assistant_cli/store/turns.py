@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any
 
 from psycopg.rows import class_row
@@ -168,7 +169,7 @@ async def show_partial_reply(database: Database, turn: Turn, text: str) -> None:
 
 
 def keepable(value: Any) -> Any:
-    """The same JSON value without what the database cannot keep: NUL, half surrogate pairs."""
+    """The same JSON value without what the database cannot keep: NUL, half pairs, NaN."""
     match value:
         case str():
             pairs = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -177,6 +178,8 @@ def keepable(value: Any) -> Any:
             return {keepable(name): keepable(child) for name, child in value.items()}
         case list():
             return [keepable(child) for child in value]
+        case float() if not isfinite(value):
+            return None
         case _:
             return value
 
