@@ -46,7 +46,8 @@ async def run_command(
 ) -> Ended:
     """Run a command to its end.
 
-    SIGTERM and SIGHUP are passed on; the terminal's Ctrl-C reaches the command by itself.
+    SIGTERM and SIGHUP are passed on; the terminal's Ctrl-C reaches the command by itself. What
+    this process was started with, its open files and the signals to ignore, the command has too.
     `stdin`: what it reads; None: this process's own.
 
     Raises:
@@ -79,7 +80,7 @@ async def _start(
     command: Sequence[str], env: Mapping[str, str] | None, stdin: int | None
 ) -> Process:
     try:
-        return await asyncio.create_subprocess_exec(*command, env=env, stdin=stdin)
+        return await asyncio.create_subprocess_exec(*command, env=env, stdin=stdin, close_fds=False)
     except FileNotFoundError:
         raise CommandNotFoundError(f"there is no command {command[0]!r}") from None
     except (OSError, ValueError) as error:
@@ -94,14 +95,16 @@ class _Signals:
         self.last: int | None = None
         self._process: Process | None = None
         self._loop = asyncio.get_running_loop()
+        # What is ignored, as after nohup, would be no more in the command.
+        self._caught = [n for n in _CAUGHT if signal.getsignal(n) is not signal.SIG_IGN]
 
     def __enter__(self) -> Self:
-        for number in _CAUGHT:
+        for number in self._caught:
             self._loop.add_signal_handler(number, self._catch, number)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number in _CAUGHT:
+        for number in self._caught:
             self._loop.remove_signal_handler(number)
 
     def pass_on_to(self, process: Process) -> None:

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,11 @@ def start_track(
     process = assistant.start("track", *command, stdin=subprocess.PIPE)
     eventually(lambda: entry(sql)[:1] == ["running"], "running")
     return process
+
+
+def ignoring(number: signal.Signals) -> Callable[[], object]:
+    """What has a process that is being started ignore a signal."""
+    return partial(signal.signal, number, signal.SIG_IGN)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -136,6 +143,19 @@ def test_the_arguments_and_the_environment_of_a_tracked_command_are_its_own(
     assert done.out.split("\n") == ["kept", *words, ""]
 
 
+def test_a_tracked_command_has_the_files_that_track_is_started_with(
+    assistant: CommandLine,
+) -> None:
+    # As bash gives to `track diff -- diff <(this) <(that)`.
+    reading, writing = os.pipe()
+    command = [sys.executable, "-c", f"import os; os.write({writing}, b'here')"]
+    process = assistant.start("track", "backup", "--", *command, pass_fds=[writing])
+    os.close(writing)
+    assert process.communicate(timeout=20) == ("", "")
+    assert os.read(reading, 100) == b"here"
+    os.close(reading)
+
+
 def test_a_second_track_of_an_agent_is_refused_and_runs_nothing(
     assistant: CommandLine, sql: psycopg.Connection[Any], tmp_path: Path
 ) -> None:
@@ -209,6 +229,17 @@ def test_a_signal_in_the_first_moment_of_the_command_is_passed_on(
         done = assistant("track", "backup", "--", "sh", "-c", "kill -TERM $PPID; sleep 0.5")
         assert done.code == 143
         assert outcome(sql) == ["failed", "exit 143"]
+
+
+@pytest.mark.parametrize("name", ["INT", "HUP", "TERM"])
+def test_a_signal_that_track_is_started_to_ignore_is_ignored_by_its_command_as_well(
+    assistant: CommandLine, sql: psycopg.Connection[Any], name: str
+) -> None:
+    # As after nohup, or in the background of a script.
+    command = ["track", "backup", "--", "sh", "-c", f"kill -{name} $PPID $$; echo on"]
+    process = assistant.start(*command, preexec_fn=ignoring(getattr(signal, f"SIG{name}")))
+    assert process.communicate(timeout=20) == ("on\n", "")
+    assert outcome(sql) == ["idle", "exit 0"]
 
 
 def test_ctrl_c_reaches_the_command_from_the_terminal_and_only_once(
