@@ -156,6 +156,16 @@ def test_a_tracked_command_has_the_files_that_track_is_started_with(
     os.close(reading)
 
 
+def test_the_exit_code_of_a_tracked_command_is_known_where_the_ends_of_children_are_ignored(
+    assistant: CommandLine, sql: psycopg.Connection[Any]
+) -> None:
+    command = ["track", "backup", "--", "sh", "-c", "exit 3"]
+    process = assistant.start(*command, preexec_fn=ignoring(signal.SIGCHLD))
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 3
+    assert outcome(sql) == ["failed", "exit 3"]
+
+
 def test_a_second_track_of_an_agent_is_refused_and_runs_nothing(
     assistant: CommandLine, sql: psycopg.Connection[Any], tmp_path: Path
 ) -> None:

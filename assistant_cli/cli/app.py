@@ -179,6 +179,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         # From here on there is somebody to catch it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Some daemons ignore it, and with that the exit codes of what they start.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     code = run_command_line(sys.argv[1:])
     # What the log could not write must not fail again when Python exits.
     output.write_to_stderr("")
