@@ -147,9 +147,9 @@ def _become(call: dict[str, object], streams: list[int]) -> NoReturn:
     os.environ.update(call["environment"])  # type: ignore[call-overload]
     os.chdir(str(call["cwd"]))
     sys.argv = ["assistant", *call["arguments"]]  # type: ignore[misc]
-    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     code = 0
     try:
         import_module("assistant_cli.cli.app").main()

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import resource
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from .conftest import CommandLine, eventually
@@ -111,6 +117,86 @@ def test_what_a_full_stdout_does_not_take_of_a_failure_is_told_beside_it(
         "assistant: cannot write the output: No space left on device",
         "assistant: failed: backup",
     ]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_a_stdout_takes_only_in_part_is_told(
+    assistant: CommandLine, tmp_path: Path, unbuffered: str
+) -> None:
+    assistant("kv", "set", "k", f'"{"x" * 100_000}"')
+    assistant.environment["PYTHONUNBUFFERED"] = unbuffered
+    with (tmp_path / "out").open("w") as out:
+        process = assistant.start("kv", "get", "k", stdout=out, preexec_fn=limit_files)
+        _, err = process.communicate(timeout=30)
+    told = "assistant: cannot write the output: File too large\n"
+    assert (process.returncode, err) == (74, told)
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["kv get k", "kv export", "kv watch k -n 1", "kv ls --values"])
+def test_a_stdout_that_does_not_block_takes_everything(
+    assistant: CommandLine, unbuffered: str, command: str
+) -> None:
+    # As one that was shared with a program that waits for many files at once.
+    value = f'"{"x" * 300_000}"'
+    assistant("kv", "set", "k", value)
+    assistant.environment["PYTHONUNBUFFERED"] = unbuffered
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    process = assistant.start(*command.split(), stdout=writing)
+    os.close(writing)
+    eventually(lambda: unread(reading) > 60_000, "a full pipe")
+    with os.fdopen(reading) as out:
+        assert value in out.read()
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "first", "rest"),
+    [
+        ("kv set k -", '{"n":', "1}"),
+        ("kv import -", '{"key": "k", "val', 'ue": {"n": 1}}'),
+        ("send -", "one ", "two"),
+    ],
+)
+def test_a_stdin_that_does_not_block_is_read_to_its_end(
+    assistant: CommandLine, sql: psycopg.Connection[Any], command: str, first: str, rest: str
+) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    process = assistant.start(*command.split(), stdin=reading)
+    os.write(writing, first.encode())
+    eventually(lambda: unread(reading) == 0, "the first part")
+    os.close(reading)
+    os.write(writing, rest.encode())
+    os.close(writing)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    kept = (
+        "SELECT value ->> 'n' FROM kv WHERE key = 'k' UNION SELECT content FROM assistant.messages"
+    )
+    assert sql.execute(kept).fetchall() == [("one two" if command == "send -" else "1",)]
+
+
+def unread(pipe: int) -> int:
+    """How much waits in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.parametrize("command", ["kv set k -", "kv import -", "send -"])
+def test_a_stdin_that_cannot_be_read_is_told_in_one_line(
+    assistant: CommandLine, command: str
+) -> None:
+    with Path(os.devnull).open("w") as written:
+        process = assistant.start(*command.split(), stdin=written)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, len(err.splitlines())) == (66, "", 1)
+    assert err.endswith(": Bad file descriptor\n")
 
 
 @needs_small_disk

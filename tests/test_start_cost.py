@@ -30,7 +30,9 @@ def _modules_loaded_by(environment: dict[str, str], *arguments: str) -> set[str]
 
 PARSER = {"annotated_doc", "assistant_cli", "shellingham", "typer"}
 DRIVER = {"cython_runtime", "psycopg", "psycopg_binary", "typing_extensions"}
-COMMAND_LINE = {"cli", "cli.app", "cli.commands", "cli.output", "cli.session", "errors"}
+COMMAND_LINE = {
+    *("cli", "cli.app", "cli.commands", "cli.output", "cli.session", "cli.streams", "errors"),
+}
 ON_A_DATABASE = COMMAND_LINE | {
     *(
         "cli.logs",

@@ -16,9 +16,9 @@ from typer.main import get_command_name, get_group
 
 from .. import __version__
 from ..errors import AssistantError, ClosedPipeError, NotPermittedError, OutputError, UsageError
-from . import commands, output, session
+from . import commands, output, session, streams
 
-_NOT_WRITTEN = {errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EBADF}
+_NOT_WRITTEN = {errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EDQUOT, errno.EBADF}
 _NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 EPILOG = """\
@@ -189,7 +189,7 @@ def main() -> None:
 
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. No traceback leaves from here."""
-    _prepare_streams()
+    streams.prepare_streams()
     try:
         words = _global_options_first(arguments)
         _require_known_shell(words)
@@ -263,18 +263,6 @@ def _fail(message: str, code: int) -> int:
 def _fail_to_write(error: OSError) -> int:
     output.silence(sys.stdout)
     return _fail(f"cannot write the output: {error.strerror}", OutputError.exit_code)
-
-
-def _prepare_streams() -> None:
-    """Values are UTF-8 whatever the locale; a closed stream takes nothing, as a full one."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            # In place of what is closed, or the next file or socket would be.
-            unwritable = os.open(os.devnull, os.O_RDONLY)
-            setattr(sys, name, open(unwritable, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-        else:
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _global_options_first(arguments: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from ..errors import BadDataError, InputMissingError, NotFoundError, UsageError
 from . import output
 from .commands import Command, Group
 from .session import JsonOption, Key, complete_keys, optional_duration, with_database
+from .streams import open_stdin
 
 if TYPE_CHECKING:
     from ..store.database import Database
@@ -186,11 +187,13 @@ def read_stdin() -> str:
 
     Raises:
         BadDataError: it is not UTF-8, or far larger than any value or message.
-        InputMissingError: it is closed.
+        InputMissingError: it is closed, or cannot be read.
     """
-    if sys.stdin is None:
-        raise InputMissingError("stdin is closed")
-    return _read_all(sys.stdin.buffer, "stdin")
+    try:
+        with open_stdin() as stream:
+            return _read_all(stream, "stdin")
+    except OSError as error:
+        raise InputMissingError(f"cannot read stdin: {error.strerror}") from None
 
 
 def read_file(name: str) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -23,6 +24,7 @@ from .session import (
     while_read,
     with_database,
 )
+from .streams import open_stdin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -195,10 +197,8 @@ def import_(
 
 
 def _lines(file: str) -> Iterator[str]:
-    if file == "-" and sys.stdin is None:
-        raise InputMissingError("stdin is closed")
     try:
-        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+        with open_stdin() if file == "-" else Path(file).open("rb") as stream:
             pieces = iter(partial(stream.readline, _PIECE_BYTES), b"")
             for number, line in enumerate(pieces, start=1):
                 try:
