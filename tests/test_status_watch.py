@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import psycopg
 import pytest
 
@@ -160,6 +161,41 @@ def test_watch_outlives_a_restart_of_the_server(
         terminal.wait_for("after the restart")
     finally:
         assistant.end_all()
+
+
+ITS_OWN_SCREEN, THE_SCREEN_BEFORE = "\x1b[?1049h", "\x1b[?1049l"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_watch_that_a_signal_ends_leaves_the_terminal_as_it_was(
+    assistant: CommandLine, number: signal.Signals
+) -> None:
+    assistant("report", "backup", "idle")
+    assistant.environment["TERM"] = "xterm-256color"
+    terminal = Terminal(assistant, "status", "--watch")
+    eventually(lambda: "backup" in terminal.plain, "the board")
+    terminal.process.send_signal(number)
+    assert (terminal.finish(), terminal.errors) == (128 + number, "")
+    assert terminal.text.count(ITS_OWN_SCREEN) == terminal.text.count(THE_SCREEN_BEFORE) == 1
+    assert "\x1b[?25h" in terminal.text.rpartition(THE_SCREEN_BEFORE)[0]
+
+
+def test_watch_that_is_stopped_leaves_the_terminal_until_it_goes_on(
+    assistant: CommandLine,
+) -> None:
+    assistant("report", "backup", "idle")
+    assistant.environment["TERM"] = "xterm-256color"
+    terminal = Terminal(assistant, "status", "--watch")
+    eventually(lambda: "backup" in terminal.plain, "the board")
+    process = psutil.Process(terminal.process.pid)
+    process.send_signal(signal.SIGTSTP)
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED, "stopped")
+    assert THE_SCREEN_BEFORE in terminal.text
+    process.send_signal(signal.SIGCONT)
+    assistant("report", "backup", "running", "after the stop")
+    terminal.wait_for("after the stop")
+    process.send_signal(signal.SIGINT)
+    assert terminal.finish() == 130
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +23,7 @@ from . import output
 from .commands import Command
 from .run import models_from, options_from
 from .send import wait_for
-from .session import settings, with_database
+from .session import ended_by_signals, settings, with_database
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -64,7 +64,7 @@ def chat(
 
     async def talk(database: Database) -> list[int]:
         async with _agents(database, models, options):
-            with _ended_by_signals() as received:
+            with ended_by_signals() as received:
                 await _Chat(database, conversation).run()
         return received
 
@@ -105,32 +105,6 @@ async def _agents(
                 await asyncio.wait({hosting})
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[list[int]]:
-    """End what is done meanwhile at a signal, which is told, and leave the terminal as it was."""
-    import asyncio
-
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    received: list[int] = []
-
-    def end(number: int) -> None:
-        received.append(number)
-        task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield received
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        task.uncancel()
-    finally:
-        loop.remove_signal_handler(signal.SIGTERM)
-        loop.remove_signal_handler(signal.SIGHUP)
 
 
 class _Chat:

@@ -12,7 +12,14 @@ from ..errors import AgentFailedError, NotFoundError, StaleError, UsageError
 from ..messages import AGENTS
 from . import output
 from .commands import Command
-from .session import TIMEOUT, Agents, optional_duration, while_read, with_database
+from .session import (
+    TIMEOUT,
+    Agents,
+    ended_by_signals,
+    optional_duration,
+    while_read,
+    with_database,
+)
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -62,7 +69,7 @@ def status(
     elif watch:
         if check:
             raise UsageError("--check goes without --watch; `assistant wait` waits")
-        with_database(lambda database: while_read(_watch(database, names, as_json)), timeout=limit)
+        _keep_showing(names, as_json, limit)
     else:
         _show_once(names, as_json, check, limit)
 
@@ -163,6 +170,16 @@ def _describe_agent(row: AgentRow) -> dict[str, Any]:
         "stale": row.stale,
         "holder": holder,
     }
+
+
+def _keep_showing(names: list[str], as_json: bool, limit: timedelta | None) -> None:
+    async def show(database: Database) -> list[int]:
+        with ended_by_signals() as received:
+            await while_read(_watch(database, names, as_json))
+        return received
+
+    for number in with_database(show, timeout=limit):
+        raise typer.Exit(128 + number)
 
 
 async def _watch(database: Database, names: list[str], as_json: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -112,6 +114,7 @@ async def watch_table(database: Database, names: list[str]) -> None:
     screen = _Screen(names)
     # On a screen of its own, which survives being resized, as that of watch(1) and top(1).
     with Live(console=console(), auto_refresh=False, screen=True) as live:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, _suspend, live)
         redrawing = asyncio.create_task(screen.redraw_regularly(live))
         try:
             async with aclosing(follow_snapshots(database)) as snapshots:
@@ -119,6 +122,13 @@ async def watch_table(database: Database, names: list[str]) -> None:
                     screen.show(live, snapshot)
         finally:
             redrawing.cancel()
+
+
+def _suspend(live: Live) -> None:
+    """Stop at Ctrl-Z with the terminal as it was; go on where `fg` lets us."""
+    live.stop()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    live.start()
 
 
 class _Screen:
