@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
@@ -67,13 +68,22 @@ async def run_command(
 
 async def _end(process: Process) -> None:
     """End a command that is not waited for any longer: politely, then not."""
-    with suppress(ProcessLookupError):
-        process.terminate()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE_SECONDS):
-                await process.wait()
-        process.kill()
+    _send(process, signal.SIGTERM)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_SECONDS):
+            await process.wait()
+    _send(process, signal.SIGKILL)
     await process.wait()
+
+
+def _send(process: Process, number: int) -> None:
+    """Send a signal to a command, unless it has ended.
+
+    The way of asyncio asks the kernel for that, and takes the exit code from who waits for it.
+    """
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 async def _start(
@@ -110,13 +120,12 @@ class _Signals:
     def pass_on_to(self, process: Process) -> None:
         self._process = process
         if self.last is not None:
-            self._send(self.last)
+            self._pass_on(self.last)
 
     def _catch(self, number: int) -> None:
         self.last = number
-        self._send(number)
+        self._pass_on(number)
 
-    def _send(self, number: int) -> None:
+    def _pass_on(self, number: int) -> None:
         if self._process is not None and number != signal.SIGINT:
-            with suppress(ProcessLookupError):
-                self._process.send_signal(number)
+            _send(self._process, number)

@@ -16,6 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from assistant_cli.child_process import run_command
+
 from .conftest import CommandLine, eventually
 from .terminals import Terminal
 
@@ -250,6 +252,11 @@ def test_a_signal_that_track_is_started_to_ignore_is_ignored_by_its_command_as_w
     process = assistant.start(*command, preexec_fn=ignoring(getattr(signal, f"SIG{name}")))
     assert process.communicate(timeout=20) == ("on\n", "")
     assert outcome(sql) == ["idle", "exit 0"]
+
+
+async def test_a_signal_as_the_command_ends_does_not_cost_its_exit_code() -> None:
+    ends = ["sh", "-c", "trap '' HUP; kill -HUP $PPID; kill -HUP $PPID; kill -HUP $PPID; exit 3"]
+    assert {(await run_command(ends)).code for _ in range(300)} == {3}
 
 
 def test_ctrl_c_reaches_the_command_from_the_terminal_and_only_once(
