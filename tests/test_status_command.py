@@ -218,6 +218,12 @@ def test_the_table_fits_the_terminal_and_loses_nothing(assistant: CommandLine) -
         assert "…" not in text
 
 
+def test_a_width_of_zero_is_none(assistant: CommandLine) -> None:
+    assistant("report", "backup", "running", "the disk")
+    assistant.environment.update(COLUMNS="0", LINES="0")
+    assert "the disk" in Terminal(assistant, "status").finish_plain()
+
+
 def test_in_a_narrow_table_a_value_goes_on_below(board: CommandLine) -> None:
     lines = Terminal(board, "status", columns=40).finish_plain().splitlines()
     assert max(map(len, lines)) <= 40

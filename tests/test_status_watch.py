@@ -163,6 +163,18 @@ def test_watch_outlives_a_restart_of_the_server(
         assistant.end_all()
 
 
+@pytest.mark.parametrize("kind", ["dumb", "unknown"])
+def test_watch_on_a_terminal_that_draws_nothing_again_is_a_line_a_change(
+    assistant: CommandLine, kind: str
+) -> None:
+    assistant("report", "backup", "running", "the disk")
+    assistant.environment["TERM"] = kind
+    terminal = Terminal(assistant, "status", "--watch")
+    terminal.wait_for("the disk")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.finish() == 130
+
+
 ITS_OWN_SCREEN, THE_SCREEN_BEFORE = "\x1b[?1049h", "\x1b[?1049l"
 
 

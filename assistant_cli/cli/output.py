@@ -34,6 +34,9 @@ _PERHAPS_HEAPS = re.compile(f"[^\x00-\u02ff]{{{_MOST_MARKS + 1},}}")
 
 _RETRY_SECONDS = 0.05
 
+# As Rich has it, which draws nothing again on them.
+_CANNOT_REDRAW = {"dumb", "unknown"}
+
 _color = "auto"
 _telling_json = False
 
@@ -51,7 +54,7 @@ def stdout_is_terminal() -> bool:
 
 def can_redraw() -> bool:
     """Whether stdout is a terminal whose lines can be drawn again."""
-    return stdout_is_terminal() and os.environ.get("TERM") != "dumb"
+    return stdout_is_terminal() and os.environ.get("TERM", "").lower() not in _CANNOT_REDRAW
 
 
 def use_color() -> bool:

@@ -33,7 +33,10 @@ _MOST_SHOWN = 2_000
 
 def console() -> Console:
     """A console for stdout, colored as the user wishes; its width is the terminal's."""
+    # Rich takes a COLUMNS of 0 at its word, and shows nothing.
+    unset = {name for name in ("COLUMNS", "LINES") if os.environ.get(name) == "0"}
     return Console(
+        _environ={name: value for name, value in os.environ.items() if name not in unset},
         file=sys.stdout,
         no_color=not output.use_color(),
         force_terminal=True if output.use_color() else None,
