@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import termios
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -232,6 +234,41 @@ def test_ctrl_c_while_the_program_is_loaded_is_silent(
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == -signal.SIGINT
+
+
+def test_ctrl_c_while_what_a_command_needs_is_loaded_is_silent(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    loading = tmp_path / "loading"
+    folder = tmp_path / "asyncio"
+    folder.mkdir()
+    stub = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)\n"
+    (folder / "__init__.py").write_text(stub)
+    assistant.environment["PYTHONPATH"] = str(tmp_path)
+    process = assistant.start("status")
+    eventually(loading.exists, "the import")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what sleeps")
+def test_ctrl_c_while_nobody_reads_the_output_is_silent(assistant: CommandLine) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    process = assistant.start("--version", stdout=writing)
+    os.close(writing)
+    # To load the program takes no sleep, to write to a full pipe does.
+    state = psutil.Process(process.pid).status
+    eventually(lambda: state() == psutil.STATUS_SLEEPING, "the full pipe")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) in {(130, ""), (-signal.SIGINT, "")}
+    os.close(reading)
 
 
 def test_a_run_loads_nothing_from_the_folder_that_it_is_started_in(

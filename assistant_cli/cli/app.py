@@ -206,8 +206,9 @@ def run_command_line(arguments: list[str]) -> int:
         code = ClosedPipeError.exit_code if leaving.code == 1 else int(leaving.code or 0)
     except AssistantError as error:
         code = _fail(str(error), error.exit_code)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         code = session.INTERRUPTED
+        output.silence(sys.stdout)
     except Exception as error:
         code = _exit_code_of(error)
     else:

@@ -42,7 +42,7 @@ def stop() -> None:
 
     A `run` that is up waits until another command has started it again.
     """
-    if not run_async(_embedded().stop()):
+    if not run_async(_embedded().stop):
         raise NotFoundError("the embedded Postgres was not running")
 
 
@@ -51,7 +51,7 @@ def status(as_json: JsonOption = False) -> None:
     """Show which database is used and whether it answers; start nothing. Exit 69 if not."""
     from ..diagnosis import describe_database
 
-    facts = run_async(describe_database(settings()))
+    facts = run_async(lambda: describe_database(settings()))
     if as_json:
         output.print_document({"schema": 1, **facts.to_json()})
     else:
@@ -99,7 +99,7 @@ def shell() -> None:
     if settings().embedded:
         with_database(nothing)
     dsn = configured_dsn(settings())
-    run_async(_require_answer(dsn))
+    run_async(lambda: _require_answer(dsn))
     # In the environment, the password stays out of the process list.
     password = parse_dsn(dsn).get("password")
     environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}

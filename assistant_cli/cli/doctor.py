@@ -25,7 +25,7 @@ def doctor(as_json: JsonOption = False) -> None:
     A line a check: ok or problem, the check, what was found, and what to do. Exits with the
     code of the first problem.
     """
-    findings = run_async(_diagnose())
+    findings = run_async(_diagnose)
     if as_json:
         output.print_document({"schema": 1, "checks": [_describe(f) for f in findings]})
     else:

@@ -46,13 +46,15 @@ def settings() -> Settings:
     return load_settings(_database_url)
 
 
-def run_async(work: Coroutine[Any, Any, T]) -> T:
+def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run asynchronous work to its end, or until Ctrl-C."""
     import asyncio
 
     runner = asyncio.Runner()
     try:
-        return runner.run(work)
+        # A coroutine that Ctrl-C meets before its loop is there would tell of itself.
+        runner.get_loop()
+        return runner.run(work())
     finally:
         # What is given up ends within seconds. Cut off, it would tell of itself.
         before = signal.getsignal(signal.SIGINT)
@@ -130,7 +132,7 @@ def with_database(
         async with open_database(settings(), setup=setup, say=tell) as database:
             return await work(database)
 
-    return run_async(_within(open_and_work(), timeout))
+    return run_async(lambda: _within(open_and_work(), timeout))
 
 
 async def while_read(work: Awaitable[T]) -> T:
@@ -236,7 +238,7 @@ def _complete(work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
             await database.close()
 
     try:
-        return run_async(_within(ask(), timedelta(seconds=1)))
+        return run_async(lambda: _within(ask(), timedelta(seconds=1)))
     except Exception:
         return []
 
