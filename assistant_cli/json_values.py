@@ -142,7 +142,8 @@ def _parse(text: str) -> Any:
     try:
         return (_BRIEF_DECODER if len(text) < _BRIEF else _DECODER).decode(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
+        line = "" if error.lineno == 1 else f"line {error.lineno} "
+        place = f"{line}column {error.colno}"
         raise BadDataError(f"not JSON: {error.msg} at {place}") from None
     except RecursionError:
         raise BadDataError(f"JSON is nested more than {MAX_NESTING} deep") from None

@@ -57,6 +57,8 @@ async def test_what_is_exported_can_be_imported(kv: KeyValues) -> None:
         ),
         ('{"key": "k", "value": 1} {"key": "l", "value": 1}', "not JSON"),
         ("\\.", "not JSON"),
+        ('{"key": "k", "value": }\n', "not JSON: Expecting value at column 23"),
+        ('{"key": "k", "value": 1\n', "not JSON: Expecting ',' delimiter at column 24"),
     ],
 )
 async def test_a_bad_line_is_named_and_nothing_is_imported(

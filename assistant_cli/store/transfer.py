@@ -104,7 +104,7 @@ async def _copy_in(connection: Connection, lines: Iterable[str]) -> int:
             if not line.strip():
                 continue
             try:
-                check_entry_line(line)
+                check_entry_line(line.rstrip(" \t\r\n"))
             except BadDataError as error:
                 raise BadDataError(f"line {number}: {error}; nothing was imported") from None
             # Between tokens, the only place JSON allows them, the ends of lines mean nothing.
