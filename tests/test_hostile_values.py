@@ -101,9 +101,9 @@ PRINTING = [
     ["doctor", "--json"],
 ]
 # Their words are their own, but for what they repeat of their arguments in an error; `chat`,
-# `run`, `send`, `wait` and `heartbeat now` have tests of their own.
+# `run`, `send`, `reply`, `wait` and `heartbeat now` have tests of their own.
 OTHERS = {
-    *("run", "chat", "send", "wait", "report", "track", "turns cancel", "turns retry"),
+    *("run", "chat", "send", "reply", "wait", "report", "track", "turns cancel", "turns retry"),
     *("schedule add", "schedule edit", "schedule cancel", "schedule run", "heartbeat now"),
     *("heartbeat pause", "heartbeat resume", "memory edit", "kv set", "kv rm", "kv exists"),
     *("kv incr", "kv import", "db start", "db stop", "db status", "db url", "db migrate"),

@@ -158,9 +158,12 @@ def test_a_reply_steers_no_terminal_and_keeps_its_lines(
     terminal = Terminal(hostile, "send", "--wait", "hello", "--conversation", "[red]x[/red]")
     ((answer,),) = sql.execute(REPLY, (HOSTILE, f"one\n\ttwo\n{HOSTILE}")).fetchall()
     reply(sql, "state = 'answered', reply_id = %s", answer)
-    assert terminal.finish() == 0, terminal.errors
-    assert_shown(terminal.text, ["one\n\ttwo\n", *ON_A_LINE])
-    assert_shown(terminal.errors, [])
+    asked = "SELECT id::text FROM assistant.messages WHERE role = 'user'"
+    ((message,),) = sql.execute(asked).fetchall()
+    for shown in (terminal, Terminal(hostile, "reply", message)):
+        assert shown.finish() == 0, shown.errors
+        assert_shown(shown.text, ["one\n\ttwo\n", *ON_A_LINE])
+        assert_shown(shown.errors, [])
 
 
 def test_the_error_of_a_message_steers_no_terminal(
