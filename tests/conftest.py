@@ -40,8 +40,10 @@ from .openai_server import MODEL, OpenAIServer, serving
 if TYPE_CHECKING:
     from .password_server import PasswordServer
 
-# Whoever starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+# Whoever starts the tests in the background, or with nohup, has them ignore signals, and all that
+# they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PATIENCE_SECONDS = 20.0
 """How long a test waits for something that ought to happen at once."""

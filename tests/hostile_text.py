@@ -27,4 +27,4 @@ BIDI = "\u202eyek [red]x[/red] \u00fc"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 # What draws the board itself: its own colors, none of which is plain red, and its movements.
-DRAWING = re.compile(r"\x1b\[(0|1|2|32|36|1;31)m|\x1b\[\?25[lh]|\r?\x1b\[2K|\x1b\[(\d*A|H|\?1049h)")
+DRAWING = re.compile(r"\x1b\[(0|1|2|32|36|1;31)m|\x1b\[\?(25|1049)[lh]|\r?\x1b\[2K|\x1b\[(\d*A|H)")

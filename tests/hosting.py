@@ -62,7 +62,8 @@ async def ask(database: Database, text: str, conversation: str = "main") -> str:
 async def rows(database: Database, query: str, *parameters: Any) -> list[Any]:
     """The rows of a query; of one column, its values."""
     async with database.connection() as connection:
-        cursor = await connection.execute(query.encode(), parameters)
+        # Without any, a % is none.
+        cursor = await connection.execute(query.encode(), parameters or None)
         found = await cursor.fetchall() if cursor.description else []
     return [row[0] if len(row) == 1 else row for row in found]
 
