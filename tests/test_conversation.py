@@ -81,6 +81,20 @@ async def test_who_takes_a_message_back_takes_back_no_other(database: Database, 
     assert await rows(database, attempts) == [1]
 
 
+async def test_a_command_that_is_taken_back_takes_back_no_other(
+    database: Database, hold: Hold
+) -> None:
+    hold.close()
+    other, mine = await put(database, "other"), await put(database, "/status")
+    async with hosting(database, hold.model):
+        await running(database, "answering 2 messages in main")
+        await inbox.withdraw(database, mine)
+        answered = "SELECT content FROM assistant.messages WHERE state = 'answered'"
+        await until_equal(database, answered, ["/status"])
+        hold.open()
+        assert await replies(database, other) == ["re: other"]
+
+
 async def test_conversations_are_answered_at_the_same_time(database: Database, hold: Hold) -> None:
     hold.close()
     async with hosting(database, hold.model):

@@ -227,3 +227,15 @@ async def test_a_message_that_ends_the_process_ten_times_is_not_tried_again(
     assert await states(database) == [("hello", "failed", 10)]
     with pytest.raises(AgentFailedError, match=r"interrupted"):
         await inbox.wait_for_reply(database, message)
+
+
+async def test_a_cancelled_turn_fails_all_its_messages_where_one_was_taken_back_as_well(
+    database: Database, lease: Lease
+) -> None:
+    mine = await put(database, "mine")
+    await put(database, "other")
+    turn = await claim(database, lease)
+    await inbox.withdraw(database, mine)
+    assert await answering.cancel_turn(database, turn.id) == "asked"
+    await fail(database, lease, turn, "interrupted")
+    assert await states(database) == [("mine", "failed", 1), ("other", "failed", 1)]

@@ -273,7 +273,9 @@ async def cancel_turn(database: Database, turn_id: int) -> Cancellation:
         parameters = {"turn": turn_id, "error": turns.CANCELLED}
         if (await connection.execute(_SQL["give_up_failed"], parameters)).rowcount:
             return "given up"
-        if await turns.request_cancellation(connection, turn_id):
+        runs = await turns.request_cancellation(connection, turn_id)
+        await connection.execute(_SQL["mark_cancelled"], parameters)
+        if runs:
             return "asked"
         await connection.execute(_SQL["fail_cancelled"], {"error": turns.CANCELLED})
         await announce(connection)

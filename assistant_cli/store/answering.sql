@@ -52,17 +52,15 @@ WHERE outcome = 'running' AND token <> %(token)s
         SELECT FROM assistant.leases WHERE leases.agent = turns.agent
             AND leases.token = turns.token AND leases.agent NOT IN (SELECT agent FROM lapsed));
 
+-- name: mark_cancelled
+UPDATE assistant.messages SET error = %(error)s WHERE turn_id = %(turn)s AND state = 'working';
+
 -- name: fail_cancelled
--- Where a message was taken back, and not its turn cancelled, that one and no other.
-UPDATE assistant.messages AS message
-SET state = 'failed', error = %(error)s, retry_at = NULL
-WHERE state = 'working' AND turn_id IN (
+-- Those that are marked: where one was taken back, the others of its turn wait again.
+UPDATE assistant.messages SET state = 'failed', retry_at = NULL
+WHERE state = 'working' AND error = %(error)s AND turn_id IN (
     SELECT id FROM assistant.turns
-    WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'))
-    AND (error IS NOT DISTINCT FROM %(error)s OR NOT EXISTS (
-        SELECT FROM assistant.messages AS other
-        WHERE other.turn_id = message.turn_id AND other.state = 'working'
-            AND other.error = %(error)s));
+    WHERE cancelled_at IS NOT NULL AND outcome NOT IN ('running', 'done'));
 
 -- name: give_up_failed
 UPDATE assistant.messages SET error = %(error)s
