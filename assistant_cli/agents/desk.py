@@ -90,10 +90,7 @@ def as_data(source: str, text: str) -> str:
 
 
 def _parsed(arguments: str) -> Any:
-    """Arguments as they are kept: as JSON where they are, which numbers such as NaN are not."""
     try:
-        value = json.loads(arguments)
-        json.dumps(value, allow_nan=False)
+        return json.loads(arguments)
     except ValueError:
         return arguments
-    return value
