@@ -145,10 +145,10 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         yield await _writing(database)
         if await health.behind_pooler(database):
             yield Finding("pooler", "in front of the server: nothing is prepared, watching polls")
-        works = await health.notifications_arrive(database)
-        yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
         usage = await health.notification_queue_usage(database)
         yield Finding("notification queue", f"{usage:.0%} full")
+        works = await health.notifications_arrive(database)
+        yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
         for holder in await health.list_holders(database):
             state = "live" if holder.live and not holder.gone else "stale"
             yield Finding(f"holder of {holder.agent}", f"{state}: {holder}")

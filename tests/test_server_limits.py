@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from assistant_cli.store.database import Database
 
 from .conftest import CommandLine, eventually
 from .hosting import Hold, until_equal
-from .password_server import PasswordServer
+from .password_server import PasswordServer, set_up
+from .postgres_server import PostgresServer, server_folder
 
 Admin = psycopg.Connection[Any]
 
@@ -105,6 +106,13 @@ def take_all_connections(admin: Admin, dsn: str, taken: ExitStack) -> None:
             if not admin.execute(theirs).rowcount:
                 return
         admin.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({theirs})".encode())
+
+
+def fill_notification_queue(admin: Admin) -> None:
+    """Announce until the server takes no more; somebody keeps it from forgetting any."""
+    with suppress(psycopg.errors.ProgramLimitExceeded):
+        while True:
+            admin.execute("SELECT pg_notify('anything', repeat('x', 7000))")
 
 
 def test_a_user_has_so_many_watches_and_no_more_and_others_go_on(
@@ -257,6 +265,44 @@ def test_a_server_that_is_read_only_is_told_and_waited_for(
     admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
     admin.execute("SELECT pg_reload_conf()")
     check_at_work(assistant, run)
+
+
+@pytest.fixture
+def announcing() -> Iterator[PasswordServer]:
+    """A server of its own with the smallest queue of notifications."""
+    with server_folder() as folder:
+        server = PostgresServer(folder, "data")
+        server.create()
+        server.start(max_notify_queue_pages="64")
+        try:
+            yield set_up(server)
+        finally:
+            server.stop()
+
+
+def test_a_full_queue_of_notifications_is_told_and_waited_for(
+    announcing: PasswordServer, environment: dict[str, str]
+) -> None:
+    url = announcing.url("runtime")
+    assistant = CommandLine({**environment, "ASSISTANT_DATABASE_URL": url})
+    try:
+        run = start_run(assistant)
+        with psycopg.connect(announcing.url(), autocommit=True) as admin:
+            with psycopg.connect(announcing.url(), autocommit=True) as listener:
+                listener.execute("LISTEN anything")
+                listener.execute("BEGIN")
+                listener.execute("SELECT FROM kv")
+                fill_notification_queue(admin)
+                assert "end the session that listens" in refused(assistant, "kv", "set", "k", "1")
+                assert "notification queue\t100% full" in assistant("doctor").out
+                # It is kept before it is told of, so that it cannot be called refused.
+                sent = assistant("send", "hello")
+                assert (sent.code, sent.err) == (0, "")
+                run.says("too many notifications")
+            assert assistant("reply", sent.out.strip(), "--wait").out == "HELLO\n"
+            check_at_work(assistant, run)
+    finally:
+        assistant.end_all()
 
 
 async def test_whoever_has_given_up_waits_for_no_lock_any_more(database: Database) -> None:

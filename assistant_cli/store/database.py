@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 from ..errors import AssistantError, ConfigurationError, DatabaseUnreachableError
 from .bounded_connection import BoundedConnection
 from .connection_string import parse_dsn
-from .refusals import raise_refused_connection, translate
+from .refusals import is_full_of_hints, raise_refused_connection, translate
 
 if TYPE_CHECKING:
     from .kv import KeyValues
@@ -151,6 +151,8 @@ class Database:
             except psycopg.Error as error:
                 if (error.sqlstate or "08").startswith(_GONE):
                     await self._drop(connection)
+                elif is_full_of_hints(error):
+                    await _make_room_for_hints(connection)
                 raise translate(error) from error
             except TimeoutError as error:
                 await self._drop(connection)
@@ -249,6 +251,12 @@ async def _set_up(connection: BoundedConnection) -> BoundedConnection:
         connection.pooled = True
         connection.prepare_threshold = None
     return connection
+
+
+async def _make_room_for_hints(connection: Connection) -> None:
+    """Have the server forget what all have read: full, it does so only for who asks how full."""
+    with suppress(psycopg.Error, TimeoutError):
+        await connection.execute("SELECT pg_notification_queue_usage()")
 
 
 def is_pooled(connection: Connection) -> bool:

@@ -46,6 +46,11 @@ def raise_refused_connection(error: psycopg.Error) -> NoReturn:
     ) from None
 
 
+def is_full_of_hints(error: psycopg.Error) -> bool:
+    """Whether the server's queue of notifications has no room."""
+    return error.diag.source_function == "PreCommit_Notify"
+
+
 def translate(error: psycopg.Error) -> AssistantError:
     """The program's own error for what the database said, without any value in it."""
     state = error.sqlstate or ""
@@ -64,7 +69,9 @@ def translate(error: psycopg.Error) -> AssistantError:
         )
     if state == "25006":
         return DatabaseUnreachableError(READ_ONLY)
-    if state == "55000":
+    if is_full_of_hints(error):
+        reason += "; end the session that listens and does not read, or stays in a transaction"
+    elif state == "55000":
         kind = ConfigurationError
     elif state[:2] in {"22", "42", "54", "P0"} or isinstance(error, psycopg.DataError):
         kind = BadDataError
