@@ -206,7 +206,7 @@ async def test_a_firing_that_fails_is_tried_again_ever_later_and_holds_up_no_oth
     async with hosting(database, clock=clock, agents=("heartbeat",)):
         clock.move(hours=1)
         await until_equal(database, SAID, [("main", "tea")])
-        for attempt in range(7):
+        for attempt in range(10):
             delay = timedelta(seconds=min(5 * 3**attempt, 3600))
             await sleeping(clock, clock.now() + delay)
             schedule, (run,) = await get_schedule(database, number)
@@ -219,7 +219,7 @@ async def test_a_firing_that_fails_is_tried_again_ever_later_and_holds_up_no_oth
         await until_equal(database, ASKED, [("poison", "waiting")])
     schedule, (run,) = await get_schedule(database, number)
     assert (schedule.state, schedule.error, schedule.attempts) == ("done", None, 0)
-    assert (run.outcome, run.attempts, run.error, run.missed) == ("fired", 9, None, 0)
+    assert (run.outcome, run.attempts, run.error, run.missed) == ("fired", 12, None, 0)
     errors = await rows(database, "SELECT DISTINCT error FROM assistant.turns WHERE error <> ''")
     assert errors == [f"schedule {number}: the database says: kaput (SQLSTATE P0001)"]
 
