@@ -143,8 +143,10 @@ class _Loop:
         del self._running[turn.id]
         if failed:
             self._failed += 1
-            self._failed_in_a_row += 1
-            self._resting = True
+            # What was to be delivered is put off by itself, and holds up no other.
+            if turn.trigger not in {"reminder", "schedule"}:
+                self._failed_in_a_row += 1
+                self._resting = True
             await self._show_failure()
         else:
             self._failed_in_a_row = 0

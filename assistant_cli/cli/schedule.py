@@ -258,7 +258,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
 
 
 def _run_cells(run: Run) -> tuple[object, ...]:
-    return (run.due_at, run.outcome, run.at, run.missed, run.error)
+    return (output.iso(run.due_at), run.outcome, output.iso(run.at), run.missed, run.error)
 
 
 def _plan(
