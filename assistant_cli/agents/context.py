@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import accumulate
 
 from ..clock import Clock
 from ..messages import Message, Turn
@@ -82,28 +83,21 @@ async def history(
     said = await read_history(database, conversation, _HISTORY_MESSAGES)
     current = {message.id for message in now_said}
     earlier = [m for m in said if m.state in {"answered", "said"} and m.id not in current]
-    count = len(_latest([message.content for message in earlier], HISTORY_TOKENS))
+    room = HISTORY_TOKENS * _CHARACTERS_A_TOKEN
+    lengths = accumulate(len(message.content) for message in reversed(earlier))
+    count = sum(length <= room for length in lengths)
     return earlier[len(earlier) - count :]
 
 
 def _fitting(texts: Sequence[str], tokens: int) -> list[str]:
-    """The last texts, without those for which there is no room: others go on before them."""
+    """The last texts, without those for which there is no room: others go on before them.
+
+    A token is taken for four characters.
+    """
     kept: list[str] = []
     room = tokens * _CHARACTERS_A_TOKEN
     for text in reversed(texts):
         if len(text) <= room:
             room -= len(text)
             kept.append(text)
-    return kept[::-1]
-
-
-def _latest(texts: Sequence[str], tokens: int) -> list[str]:
-    """As many of the last texts as fit; a token is taken for four characters."""
-    kept: list[str] = []
-    room = tokens * _CHARACTERS_A_TOKEN
-    for text in reversed(texts):
-        room -= len(text)
-        if room < 0:
-            break
-        kept.append(text)
     return kept[::-1]
