@@ -204,7 +204,6 @@ def _reason(message: UUID) -> str:
             return await read_progress(connection, message)
 
     try:
-        progress = with_database(read, timeout=timedelta(seconds=2))
+        return with_database(read, timeout=timedelta(seconds=2)).last_failure
     except AssistantError:
         return ""
-    return f"; its last attempt failed: {progress.error}" if progress.error else ""

@@ -43,6 +43,11 @@ class Progress:
     reply: str | None
     partial: str | None
 
+    @property
+    def last_failure(self) -> str:
+        """What follows a sentence that it is not answered; nothing where no attempt failed."""
+        return f"; its last attempt failed: {self.error}" if self.error else ""
+
 
 async def put_message(
     database: Database,
@@ -90,7 +95,8 @@ async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...
         reach("send.before")
         put = await (await connection.execute(_SQL["put"], parameters)).fetchone()
         reach("send.after")
-        if put is not None and put[0] is not None:
+        assert put is not None
+        if put[0] is not None:
             return put[0], parameters["conversation"], parameters["content"]
         # It is known already, but perhaps not yet on the standbys; this waits for them.
         await connection.execute(_SQL["confirm"], parameters)
@@ -137,8 +143,7 @@ async def read_reply(database: Database, message: UUID) -> str:
         progress = await read_progress(connection, message)
     reply = _reply_in(progress)
     if reply is None:
-        reason = f"; its last attempt failed: {progress.error}" if progress.error else ""
-        raise PendingError(f"message {message} is not answered yet{reason}")
+        raise PendingError(f"message {message} is not answered yet{progress.last_failure}")
     return reply
 
 
