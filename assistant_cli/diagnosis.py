@@ -64,8 +64,7 @@ async def describe_database(settings: Settings) -> DatabaseFacts:
         url = redact_dsn(dsn)
         database = Database(dsn)
         try:
-            server, version = await health.read_versions(database)
-            encoding = await health.read_encoding(database)
+            server, encoding, version = await health.read_server(database)
         finally:
             await database.close()
     except AssistantError as error:

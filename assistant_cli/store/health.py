@@ -26,18 +26,13 @@ _TRIGGERS = {
 _PROBE_SECONDS = 2.0
 
 
-async def read_versions(database: Database) -> tuple[str, int]:
-    """The server's version and the schema's."""
+async def read_server(database: Database) -> tuple[str, str, int]:
+    """The server's version, how the database keeps text, and the schema's version."""
     async with database.connection() as connection:
         row = await (await connection.execute(_SQL["server_version"])).fetchone()
         assert row is not None
-        return str(row[0]), await schema_version(connection)
-
-
-async def read_encoding(database: Database) -> str:
-    """How the database keeps text."""
-    async with database.connection() as connection:
-        return connection.info.parameter_status("server_encoding") or ""
+        encoding = connection.info.parameter_status("server_encoding") or ""
+        return str(row[0]), encoding, await schema_version(connection)
 
 
 async def find_missing_triggers(database: Database) -> list[str]:
