@@ -9,9 +9,9 @@ from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Self
 
 from .errors import AssistantError
+from .signals import handling, unless_ignored
 
 _GRACE_SECONDS = 2.0
 _CAUGHT = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -54,7 +54,9 @@ async def run_command(
     Raises:
         CommandNotFoundError, CommandNotExecutableError: it cannot be started.
     """
-    with _Signals() as signals:
+    signals = _Signals()
+    # What is ignored, as after nohup, would be no more in the command.
+    with handling(unless_ignored(*_CAUGHT), signals.catch):
         process = await _start(command, env, None if stdin is None else asyncio.subprocess.PIPE)
         signals.pass_on_to(process)
         try:
@@ -104,25 +106,13 @@ class _Signals:
     def __init__(self) -> None:
         self.last: int | None = None
         self._process: Process | None = None
-        self._loop = asyncio.get_running_loop()
-        # What is ignored, as after nohup, would be no more in the command.
-        self._caught = [n for n in _CAUGHT if signal.getsignal(n) is not signal.SIG_IGN]
-
-    def __enter__(self) -> Self:
-        for number in self._caught:
-            self._loop.add_signal_handler(number, self._catch, number)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number in self._caught:
-            self._loop.remove_signal_handler(number)
 
     def pass_on_to(self, process: Process) -> None:
         self._process = process
         if self.last is not None:
             self._pass_on(self.last)
 
-    def _catch(self, number: int) -> None:
+    def catch(self, number: int) -> None:
         self.last = number
         self._pass_on(number)
 

@@ -23,6 +23,7 @@ from .messages import HEARTBEAT, is_conversation
 from .models import Model
 from .models.pausing import PausingModel
 from .patience import patiently
+from .signals import handling, unless_ignored
 from .store import leases
 from .store.answering import RETRY_DELAY
 from .store.board import IDLE, StatusBoard, check_agent, create_status_board
@@ -141,7 +142,6 @@ async def host(
 @contextmanager
 def _signals(stopping: asyncio.Event) -> Iterator[list[int]]:
     """Set the event at the first signal and cancel the caller at the second."""
-    loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     received: list[int] = []
 
@@ -154,16 +154,8 @@ def _signals(stopping: asyncio.Event) -> Iterator[list[int]]:
             log.info("stopping: running turns may finish; a second signal stops at once")
             stopping.set()
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, handle, number)
-    try:
+    with handling([signal.SIGINT, signal.SIGTERM, *unless_ignored(signal.SIGHUP)], handle):
         yield received
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 async def _acquire(

@@ -81,7 +81,9 @@ def ended_by_signals() -> Iterator[list[int]]:
     """End what is done meanwhile at a signal, which is told, and leave the terminal as it was."""
     import asyncio
 
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    from ..signals import handling, unless_ignored
+
+    task = asyncio.current_task()
     assert task is not None
     received: list[int] = []
 
@@ -89,20 +91,13 @@ def ended_by_signals() -> Iterator[list[int]]:
         received.append(number)
         task.cancel()
 
-    numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield received
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        task.uncancel()
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
+    with handling([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], end):
+        try:
+            yield received
+        except asyncio.CancelledError:
+            if not received:
+                raise
+            task.uncancel()
 
 
 def with_database(
