@@ -24,7 +24,7 @@ from ..errors import (
 )
 from . import output
 from .commands import Command, Group
-from .session import JsonOption, with_database
+from .session import JsonOption, at_ctrl_c, with_database
 
 if TYPE_CHECKING:
     from ..store.watch import Entry
@@ -140,7 +140,8 @@ def _edited(file: Path) -> str:
     if not editor:
         raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
     try:
-        with _ctrl_c_left_to_it():
+        # It goes to both, and many an editor does not end by it.
+        with at_ctrl_c(lambda *_: None):
             done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -150,13 +151,3 @@ def _edited(file: Path) -> str:
     if done.returncode:
         raise ConfigurationError(f"the editor {editor!r} ended with {done.returncode}")
     return read_file(str(file)).removesuffix("\n")
-
-
-@contextmanager
-def _ctrl_c_left_to_it() -> Iterator[None]:
-    """Leave Ctrl-C to an editor: it goes to both, and many an editor does not end by it."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

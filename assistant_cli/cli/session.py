@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -19,6 +19,8 @@ from ..errors import ClosedPipeError, DeadlinePassedError, UsageError
 from .output import tell
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from ..settings import Settings
     from ..store.database import Database
 
@@ -57,23 +59,25 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(work())
     finally:
         # What is given up ends within seconds. Cut off, it would tell of itself.
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-        runner.close()
-        signal.signal(signal.SIGINT, before)
+        with at_ctrl_c(lambda *_: os._exit(INTERRUPTED)):
+            runner.close()
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end what blocks, such as a read of stdin: asyncio's own handler would wait."""
+def at_ctrl_c(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have Ctrl-C do something else meanwhile, unless it is ignored."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interruptible() -> AbstractContextManager[None]:
+    """Let Ctrl-C end what blocks, such as a read of stdin: asyncio's own handler would wait."""
+    return at_ctrl_c(signal.default_int_handler)
 
 
 @contextmanager
