@@ -222,34 +222,25 @@ def test_a_home_that_cannot_be_written_is_told(assistant: CommandLine, tmp_path:
         assert "Read-only file system" in done.stderr
 
 
-def test_ctrl_c_while_the_program_is_loaded_is_silent(
-    assistant: CommandLine, tmp_path: Path
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        pytest.param("typer", -signal.SIGINT, id="the program"),
+        pytest.param("asyncio", 130, id="what a command needs"),
+    ],
+)
+def test_ctrl_c_while_something_is_loaded_is_silent(
+    assistant: CommandLine, tmp_path: Path, module: str, code: int
 ) -> None:
     loading = tmp_path / "loading"
     stub = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)\n"
-    (tmp_path / "typer.py").write_text(stub)
+    (tmp_path / f"{module}.py").write_text(stub)
     assistant.environment["PYTHONPATH"] = str(tmp_path)
     process = assistant.start("status")
     eventually(loading.exists, "the import")
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20) == ("", "")
-    assert process.returncode == -signal.SIGINT
-
-
-def test_ctrl_c_while_what_a_command_needs_is_loaded_is_silent(
-    assistant: CommandLine, tmp_path: Path
-) -> None:
-    loading = tmp_path / "loading"
-    folder = tmp_path / "asyncio"
-    folder.mkdir()
-    stub = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)\n"
-    (folder / "__init__.py").write_text(stub)
-    assistant.environment["PYTHONPATH"] = str(tmp_path)
-    process = assistant.start("status")
-    eventually(loading.exists, "the import")
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20) == ("", "")
-    assert process.returncode == 130
+    assert process.returncode == code
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what sleeps")
