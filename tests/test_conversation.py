@@ -88,6 +88,8 @@ async def test_a_command_that_is_taken_back_takes_back_no_other(
     other, mine = await put(database, "other"), await put(database, "/status")
     async with hosting(database, hold.model):
         await running(database, "answering 2 messages in main")
+        # The command is obeyed before the model is asked.
+        await until(lambda: asyncio.sleep(0, hold.asked), "the question")
         await inbox.withdraw(database, mine)
         answered = "SELECT content FROM assistant.messages WHERE state = 'answered'"
         await until_equal(database, answered, ["/status"])
