@@ -215,7 +215,8 @@ def test_what_is_refused_of_an_option_is_shown(assistant: CommandLine, command: 
 def test_what_a_model_says_of_its_failure_is_shown(
     assistant: CommandLine, sql: psycopg.Connection[Any], form: str
 ) -> None:
-    quoted = HOSTILE.replace("'", "")
+    # On one line: of several, the one that tells why is shown.
+    quoted = re.sub("['\r\n]", "", HOSTILE)
     model = f"command:cat > /dev/null; printf '%s' '{quoted}' >&2; exit 3"
     assistant("send", "hello", "--id", "1")
     # The pauses before further attempts would take twenty seconds.

@@ -17,7 +17,7 @@ from .conftest import CommandLine, eventually
 
 CANARY = "canary-4711"
 SAID = f"first line\n{CANARY} of two"
-REPEATS_AND_FAILS = r"cat >&2; printf ' \033[2Jover\rthere\nwhy' >&2; exit 3"
+REPEATS_AND_FAILS = r"printf 'and\n\033[2Jwhy: ' >&2; tail -n 1 >&2; exit 3"
 MODEL = f'command:if [ -e "$HOME/fail" ]; then {REPEATS_AND_FAILS}; fi; echo x'
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
@@ -51,7 +51,7 @@ def test_the_text_log_is_a_line_an_event(assistant: CommandLine, dsn: str) -> No
     # Where this takes long, another attempt has failed meanwhile.
     failed = next(line for line in lines if " failed after " in line)
     assert " WARNING conversation: turn " in failed
-    assert failed.endswith(r"[the message] [the message] \x1b[2Jover there why")
+    assert failed.endswith(r" exited with 3: \x1b[2Jwhy: [the message]")
     assert lines[-1].endswith("stopped; conversation and heartbeat released")
 
 
@@ -65,7 +65,7 @@ def test_the_json_log_is_an_object_an_event(assistant: CommandLine, dsn: str) ->
     assert [(e["level"], e["outcome"]) for e in turns] == [("INFO", "done"), ("WARNING", "failed")]
     assert [type(e["turn"]) for e in turns] == [int, int]
     assert all(0 < e["seconds"] < 20 for e in turns)
-    assert turns[1]["event"].endswith("[the message] [the message] \x1b[2Jover there why")
+    assert turns[1]["event"].endswith(" exited with 3: \x1b[2Jwhy: [the message]")
 
 
 def test_a_bad_format_is_a_usage_error(assistant: CommandLine) -> None:

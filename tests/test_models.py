@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -61,6 +62,26 @@ async def test_the_command_has_the_users_environment(monkeypatch: pytest.MonkeyP
 async def test_a_command_that_fails_gives_its_reason(command: str, reason: str) -> None:
     with pytest.raises(ModelError, match=f"^the model's command {reason}$"):
         await reply(command)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "summary"),
+    [
+        ("Traceback (most recent call last):\n  File x\nKeyError: 'why'", ": KeyError: 'why'"),
+        ("fatal: no such thing\nhint: try another", ": fatal: no such thing"),
+        ("what\nnow", ": now"),
+        ("the beginning of a line that is cut " + "x" * 2_000 + "\nnow", ": now"),
+        ("one line " + "x" * 2_000, ""),
+    ],
+)
+async def test_a_long_complaint_begins_with_the_line_that_tells_why(
+    complaint: str, summary: str
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        await reply(f"printf '%s\\n' {shlex.quote(complaint)} >&2; exit 1")
+    first, _, rest = str(caught.value).partition("\n")
+    assert first == f"the model's command exited with 1{summary}"
+    assert rest == complaint[-2_000:]
 
 
 async def test_of_a_long_complaint_the_end_is_kept() -> None:

@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from ..durations import format_duration
 from ..errors import DatabaseUnreachableError
-from ..messages import AgentStatus, Outcome, Turn
+from ..messages import AgentStatus, Outcome, Turn, summary_of
 from ..patience import backoff, patiently
 from ..store.board import IDLE, shorten_detail
 from .execution import execute, give_up, names
@@ -183,7 +183,7 @@ def _report(
     if error is None:
         log.info("%s", event, extra=known)
         return None
-    reason = _shorten_reason(_without_messages(error, turn))
+    reason = _shorten_reason(_without_messages(summary_of(error), turn))
     log.warning("%s: %s", event, reason, extra=known)
     return f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}"
 

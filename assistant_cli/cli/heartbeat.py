@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AgentFailedError
-from ..messages import HEARTBEAT
+from ..messages import HEARTBEAT, summary_of
 from . import output
 from .commands import Command, Group
 from .session import TIMEOUT, JsonOption, duration, optional_duration, with_database
@@ -63,7 +63,9 @@ def now(
         return
     turn = report.turn
     if turn.outcome in _FAILED:
-        raise AgentFailedError(f"turn {turn.id} {turn.outcome.replace('_', ' ')}: {turn.error}")
+        raise AgentFailedError(
+            f"turn {turn.id} {turn.outcome.replace('_', ' ')}: {summary_of(turn.error)}"
+        )
     said = _said(report)
     if said:
         output.print_data("\n\n".join(said))

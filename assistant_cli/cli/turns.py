@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
+from ..messages import summary_of
 from . import output
 from .commands import Command, Group
 from .session import Count, JsonOption, complete_agents, with_database
@@ -122,7 +123,7 @@ def _cells(turn: TurnRecord) -> tuple[object, ...]:
         turn.input_tokens,
         turn.output_tokens,
         None if turn.cost_usd is None else f"{turn.cost_usd:f}",
-        turn.error and turn.error.partition("\n")[0],
+        turn.error and summary_of(turn.error),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from contextlib import suppress
@@ -17,6 +18,7 @@ _MAX_REPLY_BYTES = 1_000_000
 _MAX_ERROR_CHARACTERS = 2_000
 _BLOCK_BYTES = 65_536
 _GRACE_SECONDS = 2.0
+_TELLING = re.compile("error|fatal", re.IGNORECASE)
 
 
 class CommandModel:
@@ -179,9 +181,16 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _describe_failure(code: int, stderr: bytes) -> str:
+    """How it ended, with the line that best tells why; below, all it said where that is more."""
     how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
-    text = _decode(stderr).strip()[-_MAX_ERROR_CHARACTERS:]
-    return f"the model's command {how}" + (f": {text}" if text else "")
+    said = _decode(stderr).strip()
+    text = said[-_MAX_ERROR_CHARACTERS:]
+    # A part of a line could be a part of the prompt, which nobody would recognise as such.
+    whole = re.split(r"[\r\n]+", text)[text != said :]
+    lines = [line.strip() for line in whole if line.strip()]
+    telling = [line for line in lines if _TELLING.search(line)] or lines
+    summary = f"the model's command {how}" + (f": {telling[-1]}" if telling else "")
+    return summary if [text] == lines else f"{summary}\n{text}".rstrip()
 
 
 def _decode(output: bytes) -> str:

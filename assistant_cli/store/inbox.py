@@ -19,7 +19,7 @@ from ..errors import (
     NotFoundError,
     PendingError,
 )
-from ..messages import CONVERSATION, Message, Turn, check_content, check_name
+from ..messages import CONVERSATION, Message, Turn, check_content, check_name, summary_of
 from . import turns
 from .database import Connection, Database
 from .follow import Hints, follow
@@ -46,7 +46,7 @@ class Progress:
     @property
     def last_failure(self) -> str:
         """What follows a sentence that it is not answered; nothing where no attempt failed."""
-        return f"; its last attempt failed: {self.error}" if self.error else ""
+        return f"; its last attempt failed: {summary_of(self.error)}" if self.error else ""
 
 
 async def put_message(
@@ -155,7 +155,7 @@ def _reply_in(progress: Progress) -> str | None:
             attempts = "attempt" if progress.attempts == 1 else "attempts"
             raise AgentFailedError(
                 f"the message could not be answered in {progress.attempts} {attempts}: "
-                f"{progress.error}"
+                f"{summary_of(progress.error)}"
             )
         case "said":
             raise NotFoundError("that was said by an agent; nothing answers it")

@@ -14,7 +14,16 @@ import psycopg
 
 from ..crash_points import reach
 from ..errors import NotFoundError, StaleError
-from ..messages import MAIN_CONVERSATION, SILENCE, Effect, Message, Outcome, Trigger, Turn
+from ..messages import (
+    MAIN_CONVERSATION,
+    SILENCE,
+    Effect,
+    Message,
+    Outcome,
+    Trigger,
+    Turn,
+    summary_of,
+)
 from . import inbox, turns
 from .database import Connection, Database
 from .effects import apply_effect
@@ -220,7 +229,9 @@ def _reports(messages: Sequence[Message]) -> dict[str, str]:
     lines: dict[str, list[str]] = {}
     for message in messages:
         moment = message.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
-        state = f"failed: {message.error}" if message.state == "failed" else "is unanswered"
+        state = (
+            f"failed: {summary_of(message.error)}" if message.state == "failed" else "is unanswered"
+        )
         lines.setdefault(message.conversation, []).append(
             f"The message of {moment}, {_shorten(message.content)!r}, {state}"
         )
