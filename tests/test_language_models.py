@@ -260,6 +260,23 @@ async def test_the_oldest_messages_are_left_out_whole(
     assert said == [str(number) * 9_000 for number in (1, 2, 3)]
 
 
+async def test_a_long_message_hides_nothing_that_was_said_before(
+    database: Database, server: OpenAIServer, talking: Any
+) -> None:
+    log = "began" + "x" * 100_000 + "ended"
+    server.will(says("one"), says("two"), says("three"))
+    async with talking():
+        for text in ("the question", log, "and why?"):
+            await ask(database, text)
+    assert texts(server.requests[-1], "assistant") == ["one", "two"]
+    question, cut, _ = texts(server.requests[-1], "user")
+    assert question == "the question"
+    assert cut.startswith("beganxxx")
+    assert cut.endswith("xxxended")
+    assert "[84,010 characters are left out here]" in cut
+    assert len(cut) < 16_100
+
+
 async def test_of_memory_the_oldest_notes_are_left_out_and_no_text(
     database: Database, server: OpenAIServer, talking: Any
 ) -> None:

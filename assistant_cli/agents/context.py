@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from ..clock import Clock
@@ -16,6 +17,7 @@ from ..store.status import read_formatted
 from .desk import TurnDesk, as_data
 
 HISTORY_TOKENS = 8_000
+_MESSAGE_TOKENS = 4_000
 _MEMORY_TOKENS = 4_000
 _HISTORY_MESSAGES = 200
 _CHARACTERS_A_TOKEN = 4
@@ -79,14 +81,24 @@ async def due(database: Database, conversation: str) -> str:
 async def history(
     database: Database, conversation: str, now_said: Sequence[Message]
 ) -> list[Message]:
-    """What was said and answered before, oldest first: whole messages, the oldest left out."""
+    """What was said and answered before, oldest first: the oldest left out, long ones cut."""
     said = await read_history(database, conversation, _HISTORY_MESSAGES)
     current = {message.id for message in now_said}
-    earlier = [m for m in said if m.state in {"answered", "said"} and m.id not in current]
+    answered = [m for m in said if m.state in {"answered", "said"} and m.id not in current]
+    earlier = [replace(message, content=_without_middle(message.content)) for message in answered]
     room = HISTORY_TOKENS * _CHARACTERS_A_TOKEN
     lengths = accumulate(len(message.content) for message in reversed(earlier))
     count = sum(length <= room for length in lengths)
     return earlier[len(earlier) - count :]
+
+
+def _without_middle(text: str) -> str:
+    """A text without its middle where it is long: whole, it would hide what was said before it."""
+    most = _MESSAGE_TOKENS * _CHARACTERS_A_TOKEN
+    if len(text) <= most:
+        return text
+    note = f"\n[{len(text) - most:,} characters are left out here]\n"
+    return text[: most // 2] + note + text[-most // 2 :]
 
 
 def _fitting(texts: Sequence[str], tokens: int) -> list[str]:
