@@ -60,7 +60,7 @@ def dump_json(value: Any) -> str:
     """
     _check_tree(value)
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise BadDataError(f"this value is not JSON: {error}") from None
     _check_size(text)
@@ -174,6 +174,7 @@ def _check_number(text: str) -> int:
     return 0
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 _BRIEF = 4_000
 """A text of so many characters holds no integer that Python or the database cannot."""
 
@@ -186,29 +187,19 @@ _BRIEF_DECODER = json.JSONDecoder(**_HOOKS)
 _DECODER = json.JSONDecoder(**_HOOKS, parse_int=_check_number)
 
 
-def _check_tree(value: Any) -> None:
-    """Walk without recursion, so that depth itself cannot break the check."""
-    level = _check_and_open([value])
-    depth = 0
-    while level:
-        depth += 1
-        if depth > MAX_NESTING:
-            raise BadDataError(f"JSON is nested more than {MAX_NESTING} deep")
-        level = _check_and_open([child for container in level for child in _children(container)])
-
-
-def _check_and_open(values: list[Any]) -> list[Any]:
-    for value in values:
-        if isinstance(value, str):
+def _check_tree(value: Any, depth: int = 0) -> None:
+    """Check the texts in a value, the keys of its objects, and how deep it is nested."""
+    match value:
+        case str():
             check_text(value)
-    return [value for value in values if isinstance(value, dict | list | tuple)]
-
-
-def _children(container: Any) -> list[Any]:
-    if not isinstance(container, dict):
-        return list(container)
-    for key in container:
-        if not isinstance(key, str):
-            raise BadDataError(f"not JSON: the key {key!r} is not text")
-        check_text(key)
-    return list(container.values())
+        case dict() | list() | tuple() if depth == MAX_NESTING:
+            raise BadDataError(f"JSON is nested more than {MAX_NESTING} deep")
+        case dict():
+            for key, child in value.items():
+                if not isinstance(key, str):
+                    raise BadDataError(f"not JSON: the key {key!r} is not text")
+                check_text(key)
+                _check_tree(child, depth + 1)
+        case list() | tuple():
+            for child in value:
+                _check_tree(child, depth + 1)

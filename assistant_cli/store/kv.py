@@ -106,9 +106,7 @@ class KeyValues:
         ttl: timedelta | None = None,
     ) -> int:
         """Store a Python value and return the key's new revision. See `set_text`."""
-        return await self.set_text(
-            key, dump_json(value), create=create, merge=merge, if_revision=if_revision, ttl=ttl
-        )
+        return await self._set(key, dump_json(value), create, merge, if_revision, ttl)
 
     async def set_text(
         self,
@@ -135,8 +133,19 @@ class KeyValues:
             ConflictError: the key exists, or has another revision.
             BadDataError: what a merge results in is too large.
         """
-        check_key(key)
         check_json(text)
+        return await self._set(key, text, create, merge, if_revision, ttl)
+
+    async def _set(
+        self,
+        key: str,
+        text: str,
+        create: bool,
+        merge: bool,
+        if_revision: int | None,
+        ttl: timedelta | None,
+    ) -> int:
+        check_key(key)
         if not (create or merge or if_revision is not None):
             return await self._set_shared(key, text, ttl)
         create = create or if_revision == 0
