@@ -65,6 +65,17 @@ async def test_format_says_it_in_lines(database: Database) -> None:
     assert board.format() == "conversation: idle\nheartbeat: running — writing a recipe"
 
 
+async def test_format_has_the_order_of_status_also_once_the_board_is_stored(
+    database: Database, assistant: CommandLine
+) -> None:
+    await StatusBoard(database).update("backup", IDLE)
+    await create_status_board(database)
+    board = await create_status_board(database)
+    lines = assistant("status").out.splitlines()
+    assert board.format().splitlines() == [": ".join(line.split("\t")[:2]) for line in lines]
+    assert board.format() == "conversation: idle\nheartbeat: idle\nbackup: idle"
+
+
 async def test_a_detail_cannot_look_like_another_agents_entry(database: Database) -> None:
     board = await create_status_board(database)
     await board.update("heartbeat", {"status": "idle", "detail": "x\nconversation: failed"})

@@ -65,10 +65,15 @@ class StatusBoard:
         return self._entries.get(agent)
 
     def format(self) -> str:
-        """The board as lines of text: `heartbeat: running — writing a recipe`."""
+        """The board as lines of text, in the order of `assistant status`.
+
+        Such as `heartbeat: running — writing a recipe`.
+        """
+        agents = sorted(self._entries, key=lambda agent: (agent not in AGENTS, agent))
+        entries = [(agent, self._entries[agent]) for agent in agents]
         return "\n".join(
             format_entry(agent, entry["status"], entry["detail"])
-            for agent, entry in self._entries.items()
+            for agent, entry in entries
             if isinstance(entry, dict) and "status" in entry and "detail" in entry
         )
 
