@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import assistant_cli
+
 from .conftest import CommandLine
 
 _REPORT = """
@@ -100,3 +102,12 @@ def test_reading_and_writing_load_neither_pydantic_nor_rich_nor_the_embedded_ser
 def test_help_loads_no_database_driver(environment: dict[str, str]) -> None:
     loaded = _modules_loaded_by(environment, "--help")
     assert not loaded & {"psycopg", "pydantic", "rich", "asyncio"}
+
+
+def test_what_the_package_exports_is_listed_and_told_by_help_before_it_is_used() -> None:
+    script = "import assistant_cli as a, sys; print(*dir(a)); print('psycopg' in sys.modules)"
+    command = [sys.executable, "-c", f"{script}; help(a)"]
+    listed, loaded, *told = subprocess.check_output(command, text=True).splitlines()
+    assert set(assistant_cli.__all__) <= set(listed.split())
+    assert loaded == "False"
+    assert any(line.strip().startswith("connect(dsn: ") for line in told)
