@@ -23,7 +23,7 @@ from .store.connection_string import parse_dsn, redact_dsn
 from .store.database import Database
 from .store.migrations import LATEST_VERSION, check_version
 from .store.opening import configured_dsn
-from .store.refusals import READ_ONLY
+from .store.refusals import ASK_DOCTOR, READ_ONLY
 
 
 @dataclass(frozen=True)
@@ -188,11 +188,15 @@ def _is_down(problem: AssistantError | None) -> bool:
 
 
 def _advise(settings: Settings, error: AssistantError) -> AssistantError:
-    if settings.embedded and _is_down(error):
+    if not _is_down(error):
+        return error
+    if settings.embedded:
         return DatabaseUnreachableError(
             "the embedded Postgres is not running; the next command that needs it starts it"
         )
-    return error
+    # Who asks is the doctor.
+    advice = "; see that the server is up and the address right"
+    return DatabaseUnreachableError(str(error).replace(ASK_DOCTOR, advice))
 
 
 def _version_problem(version: int) -> AssistantError | None:

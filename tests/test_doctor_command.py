@@ -16,6 +16,7 @@ from assistant_cli.store.migrations import LATEST_VERSION
 from .accounts import only_root
 from .conftest import CommandLine, Finished, eventually
 from .password_server import PasswordServer
+from .postgres_server import free_port
 from .test_database_urls_and_logins import on
 
 
@@ -95,6 +96,17 @@ def test_a_database_that_is_not_set_up_is_left_alone_and_the_way_is_told(
     assert json.loads(status.out).items() >= {"reachable": True, "schema_version": 0}.items()
     with psycopg.connect(empty_dsn) as connection:
         assert connection.execute("SELECT to_regnamespace('assistant')").fetchone() == (None,)
+
+
+def test_the_doctor_of_a_server_that_is_down_does_not_send_one_to_the_doctor(
+    environment: dict[str, str],
+) -> None:
+    assistant = on(environment, f"postgresql://127.0.0.1:{free_port()}/app")
+    assert "; `assistant doctor` tells more" in assistant("status").err
+    doctor = assistant("doctor", "--json")
+    assert (doctor.code, doctor.err) == (69, "")
+    problem = checks(doctor)["server"]["problem"]
+    assert problem.endswith("refused; see that the server is up and the address right")
 
 
 def test_the_doctor_reports_triggers_that_are_missing(assistant: CommandLine, dsn: str) -> None:

@@ -19,6 +19,7 @@ from ..errors import (
 _QUEUE_FULL = "AS001"
 """Raised by the schema itself: assistant.limit_waiting."""
 READ_ONLY = "this server is read-only, as a standby is; use the primary's address"
+ASK_DOCTOR = "; `assistant doctor` tells more"
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 
 
@@ -41,9 +42,7 @@ def raise_refused_connection(error: psycopg.Error) -> NoReturn:
         ) from None
     if "invalid" in text and ("option" in text or "value" in text):
         raise ConfigurationError(f"the database URL is wrong: {reason}") from None
-    raise DatabaseUnreachableError(
-        f"cannot reach the database: {reason}; `assistant doctor` tells more"
-    ) from None
+    raise DatabaseUnreachableError(f"cannot reach the database: {reason}{ASK_DOCTOR}") from None
 
 
 def is_full_of_hints(error: psycopg.Error) -> bool:
