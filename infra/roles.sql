@@ -12,20 +12,21 @@
 
 SET client_min_messages = warning;
 
+-- Roles are the server's: where another database has brought them, its owner need not make any.
 DO $$
 BEGIN
-    CREATE ROLE assistant_reader NOLOGIN;
-EXCEPTION WHEN duplicate_object THEN NULL;
-END
-$$;
-DO $$
-BEGIN
-    CREATE ROLE assistant_runtime NOLOGIN;
-EXCEPTION WHEN duplicate_object THEN NULL;
+    IF to_regrole('assistant_reader') IS NULL THEN
+        CREATE ROLE assistant_reader NOLOGIN;
+    END IF;
+    IF to_regrole('assistant_runtime') IS NULL THEN
+        CREATE ROLE assistant_runtime NOLOGIN;
+    END IF;
+    IF NOT pg_has_role('assistant_runtime', 'assistant_reader', 'MEMBER') THEN
+        GRANT assistant_reader TO assistant_runtime;
+    END IF;
 END
 $$;
 
-GRANT assistant_reader TO assistant_runtime;
 GRANT USAGE ON SCHEMA public, assistant TO assistant_reader;
 GRANT SELECT ON public.kv TO assistant_reader;
 GRANT SELECT ON ALL TABLES IN SCHEMA assistant TO assistant_reader;

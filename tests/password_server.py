@@ -15,7 +15,7 @@ from assistant_cli.store.migrations import migrate
 
 from .postgres_server import OWNER, PASSWORD, PostgresServer, server_folder
 
-_ROLES = Path(__file__).parent.parent / "infra" / "roles.sql"
+ROLES = Path(__file__).parent.parent / "infra" / "roles.sql"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def set_up(server: PostgresServer) -> PasswordServer:
     asyncio.run(set_up_schema())
     with psycopg.connect(known.url(), autocommit=True) as connection:
         for _ in range(2):  # it can run again
-            connection.execute(_ROLES.read_bytes())
+            connection.execute(ROLES.read_bytes())
         for user, role in [("runtime", "runtime"), ("viewer", "reader"), ("stranger", None)]:
             connection.execute(f"CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'".encode())
             if role is not None:

@@ -9,7 +9,8 @@ import psycopg
 import pytest
 
 from .conftest import CommandLine, Finished, eventually
-from .password_server import PasswordServer
+from .password_server import ROLES, PasswordServer
+from .postgres_server import PASSWORD
 from .terminals import Terminal
 from .test_help_and_completion import PATHS
 
@@ -239,6 +240,24 @@ def test_only_the_owner_migrates(as_user: dict[str, CommandLine], server: Passwo
             connection.execute(
                 "INSERT INTO assistant.migrations (version, name) VALUES (%s, 'again')", last
             )
+
+
+def test_the_owner_of_a_second_database_needs_no_right_to_make_roles_that_are_there(
+    server: PasswordServer, environment: dict[str, str]
+) -> None:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE second LOGIN PASSWORD '{PASSWORD}'".encode())
+        connection.execute("CREATE DATABASE second OWNER second")
+    owner = CommandLine(
+        {**environment, "ASSISTANT_DATABASE_URL": server.url("second", database="second")}
+    )
+    assert owner("db", "migrate").code == 0
+    with psycopg.connect(server.url("second", database="second"), autocommit=True) as connection:
+        connection.execute(ROLES.read_bytes())
+    for user, code in [("viewer", 77), ("runtime", 0)]:
+        url = server.url(user, database="second")
+        one = CommandLine({**environment, "ASSISTANT_DATABASE_URL": url})
+        assert (one("kv", "ls").code, one("kv", "set", "k", "1").code) == (0, code)
 
 
 def test_nobody_writes_as_another_sender(server: PasswordServer) -> None:
