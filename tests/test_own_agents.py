@@ -400,6 +400,8 @@ def test_the_decorator_makes_a_definition_that_can_be_called() -> None:
     assert work.description == "what it does"
     with pytest.raises(ValueError, match="one of every and cron"):
         agent(every="1h", cron="* * * * *")
+    with pytest.raises(ValueError, match="tz goes with cron"):
+        agent(every="1h", tz="Europe/Berlin")
     assert agent(cron="*/5 * * * *")(work.work).timetable == CronLine("*/5 * * * *")
 
 

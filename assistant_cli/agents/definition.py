@@ -167,7 +167,7 @@ def agent(
         name: what the board calls it; default: the function's name.
         every: the time between two turns, such as `10m`.
         cron: a cron line, instead of `every`.
-        tz: the IANA name of the zone in which it is due; default: the host's.
+        tz: the IANA name of the zone of the cron line; default: the host's.
         timeout: the deadline of a turn, such as `1m`; default: that of all turns.
 
     Raises:
@@ -177,6 +177,8 @@ def agent(
         raise ValueError("write @agent(every='10m'), with parentheses")
     if every is not None and cron is not None:
         raise ValueError("give one of every and cron")
+    if tz is not None and cron is None:
+        raise ValueError("tz goes with cron; every knows no wall clock")
 
     def define(work: Work) -> AgentDefinition:
         if not inspect.iscoroutinefunction(work):
