@@ -10,6 +10,7 @@ from typing import Any
 from . import server_account
 from .active_hours import parse_active_hours
 from .durations import parse_duration, parse_interval
+from .embedded_postgres import EmbeddedPostgres
 from .errors import (
     AssistantError,
     ConfigurationError,
@@ -191,6 +192,10 @@ def _advise(settings: Settings, error: AssistantError) -> AssistantError:
     if not _is_down(error):
         return error
     if settings.embedded:
+        try:
+            EmbeddedPostgres(settings.home).require_version()
+        except ConfigurationError as unfit:
+            return unfit
         return DatabaseUnreachableError(
             "the embedded Postgres is not running; the next command that needs it starts it"
         )

@@ -116,6 +116,15 @@ class EmbeddedPostgres:
             say(f"started the embedded Postgres in {folder}; it stays up until `assistant db stop`")
         return started
 
+    def require_version(self) -> None:
+        """Refuse data that a start would refuse; none are fine, and any that cannot be seen.
+
+        Raises:
+            ConfigurationError: they are of another major version, or no data of a Postgres.
+        """
+        if os.access(self.data_folder, os.R_OK | os.X_OK):
+            _require_version(self.data_folder)
+
     def crashed(self) -> bool:
         """Whether the server is down, or going down, without having been told to stop.
 

@@ -194,3 +194,18 @@ def test_a_stop_is_not_undone_by_those_who_watch(
         assert assistant("db", "status").code == 69
     finally:
         assistant.end_all()
+
+
+def test_data_of_another_major_version_are_told_before_a_command_meets_them(
+    stopped: CommandLine, server_home: Path
+) -> None:
+    version = EmbeddedPostgres(server_home).data_folder / "PG_VERSION"
+    version.write_text("16\n")
+    try:
+        for command in (["doctor"], ["db", "status"], ["kv", "get", "a"]):
+            done = stopped(*command)
+            assert done.code == 78, command
+            assert "was made by PostgreSQL 16 and this is 18" in done.out + done.err
+    finally:
+        version.write_text("18\n")
+    assert stopped("doctor").code == 0
