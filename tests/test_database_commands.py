@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,3 +211,30 @@ def test_data_of_another_major_version_are_told_before_a_command_meets_them(
     finally:
         version.write_text("18\n")
     assert stopped("doctor").code == 0
+
+
+def test_a_dump_as_the_documentation_has_it_moves_everything(
+    dsn: str, empty_dsn: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    page = Path(__file__).parent.parent / "docs" / "deployment.md"
+    block = next(text for text in page.read_text().split("```") if "programs/pg_dump" in text)
+    _, *before, dump, restore = block.splitlines()
+    assistant = on(environment, dsn)
+    assert assistant("kv", "set", "greeting", "1.10").code == 0
+    assert assistant("send", "hello").code == 0
+    assert assistant("run", "--until-idle").code == 0
+    assert assistant("send", "again").code == 0
+    for url, line in [(dsn, dump), (empty_dsn, restore), (empty_dsn, restore)]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        changed = {**environment, "PATH": path, "ASSISTANT_DATABASE_URL": url}
+        script = "\n".join(["set -eu", *before, line])
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, env=changed, check=True)
+    assert (tmp_path / "assistant.sql").stat().st_mode & 0o077 == 0
+    moved = on(environment, empty_dsn)
+    assert moved("doctor").code == 0
+    for looked_at in (["kv", "export"], ["history"], ["turns", "ls"], ["status", "--history"]):
+        assert moved(*looked_at).out == assistant(*looked_at).out
+    assert moved("run", "--until-idle").code == 0
+    assert [line.split("\t")[3] for line in moved("history").out.splitlines()] == [
+        *("answered", "said") * 2
+    ]
