@@ -77,6 +77,26 @@ class PostgresServer:
         subprocess.run([str(program), *options], check=True, capture_output=True)
         self._account.take(self._data)
 
+    def use_up_transactions(self, oldest: int, leave: int) -> None:
+        """Leave so many transactions to one that is down, until it takes no more."""
+        # For root the server's programs are a copy, which has not this one.
+        program = self._programs / "pg_resetwal"
+        if not program.exists():
+            shutil.copy(server_account.bundled_programs() / program.name, program)
+        following = oldest + 2**31 - 3_000_000 - leave
+        state = self._data / "pg_xact" / f"{following >> 20:04X}"
+        state.write_bytes(bytes(1 << 18))
+        self._account.take(self._data)
+        options = [f"--pgdata={self._data}", "--force", "--oldest-transaction-id", str(oldest)]
+        options += ["--next-transaction-id", str(following)]
+        subprocess.run(
+            [str(program), *options],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            **self._account.switch(),
+        )
+
     def start(self, **settings: str) -> None:
         """Start it and wait until it lets us in."""
         chosen = {**_SETTINGS, "port": str(self.port), **settings}

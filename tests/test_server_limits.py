@@ -32,6 +32,8 @@ END
 $$
 """
 NO_CONNECTION = "too many clients already|connection slots are reserved"
+OLD_SLOT = "SELECT pg_create_logical_replication_slot('old', 'pgoutput')"
+OLDEST_TRANSACTION = "SELECT min(datfrozenxid::text::bigint) FROM pg_database"
 WAITING_FOR_A_LOCK = """
 SELECT FROM pg_stat_clear_snapshot(), pg_stat_activity
 WHERE usename = 'runtime' AND wait_event_type = 'Lock'
@@ -301,6 +303,55 @@ def test_a_full_queue_of_notifications_is_told_and_waited_for(
                 run.says("too many notifications")
             assert assistant("reply", sent.out.strip(), "--wait").out == "HELLO\n"
             check_at_work(assistant, run)
+    finally:
+        assistant.end_all()
+
+
+@pytest.fixture
+def aged() -> Iterator[PasswordServer]:
+    """A server with a slot that keeps it from forgetting old transactions, and few to come."""
+    with server_folder() as folder:
+        server = PostgresServer(folder, "data")
+        server.create()
+        settings = {"wal_level": "logical", "autovacuum_naptime": "1s"}
+        try:
+            server.start(**settings)
+            known = set_up(server)
+            with psycopg.connect(known.url(), autocommit=True) as connection:
+                connection.execute(OLD_SLOT)
+                oldest = connection.execute(OLDEST_TRANSACTION).fetchone()
+            server.stop()
+            assert oldest is not None
+            server.use_up_transactions(oldest[0], leave=500)
+            server.start(**settings)
+            yield known
+        finally:
+            server.stop()
+
+
+def test_a_server_without_transactions_to_come_is_told_and_waited_for(
+    aged: PasswordServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    url = aged.url("runtime")
+    assistant = CommandLine({**environment, "ASSISTANT_DATABASE_URL": url})
+    hold = Hold(tmp_path)
+    hold.close()
+    try:
+        run = start_run(assistant, hold.model)
+        waiting = assistant.start("send", "--wait", "hello")
+        eventually(lambda: hold.asked, "the question")
+        with psycopg.connect(aged.url(), autocommit=True) as admin:
+            with suppress(psycopg.errors.ProgramLimitExceeded):
+                while True:
+                    admin.execute("SELECT pg_current_xact_id()")
+            hold.open()
+            run.says("database is not accepting commands")
+            assert "VACUUM" in refused(assistant, "kv", "set", "k", "1")
+            assert "VACUUM" in refused(assistant, "send", "hello")
+            assert assistant("status", "--json").code == 0
+            admin.execute("SELECT pg_drop_replication_slot('old')")
+        assert waiting.communicate(timeout=60)[0] == "re: hello\n"
+        assert run.process.poll() is None
     finally:
         assistant.end_all()
 

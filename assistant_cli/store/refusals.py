@@ -21,6 +21,7 @@ _QUEUE_FULL = "AS001"
 READ_ONLY = "this server is read-only, as a standby is; use the primary's address"
 ASK_DOCTOR = "; `assistant doctor` tells more"
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
+_OUT_OF_NUMBERS = {"GetNewTransactionId", "GetNewMultiXactId"}
 
 
 def raise_refused_connection(error: psycopg.Error) -> NoReturn:
@@ -70,6 +71,8 @@ def translate(error: psycopg.Error) -> AssistantError:
         return DatabaseUnreachableError(READ_ONLY)
     if is_full_of_hints(error):
         reason += "; end the session that listens and does not read, or stays in a transaction"
+    elif error.diag.source_function in _OUT_OF_NUMBERS:
+        reason += "; drop old replication slots, end old and prepared transactions, and VACUUM it"
     elif state == "55000":
         kind = ConfigurationError
     elif state[:2] in {"22", "42", "54", "P0"} or isinstance(error, psycopg.DataError):
