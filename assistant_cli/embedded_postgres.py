@@ -111,7 +111,10 @@ class EmbeddedPostgres:
             patience = _Patience(say)
             async with _locked(folder / "lock", patience):
                 self._stop_mark.unlink(missing_ok=True)
-                started = await _Start(self, folder, patience).run()
+                try:
+                    started = await _Start(self, folder, patience).run()
+                finally:
+                    await _finished(server_account.remove_leftovers, folder)
         if started:
             say(f"started the embedded Postgres in {folder}; it stays up until `assistant db stop`")
         return started

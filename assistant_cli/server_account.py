@@ -13,6 +13,7 @@ import grp
 import hashlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import stat
@@ -252,7 +253,7 @@ def require_private(folder: Path, owner: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what commands left behind that were killed; only for the holder of the lock."""
+    """Remove what commands left behind that failed or were killed; for the holder of the lock."""
     for unfinished in folder.glob("new-*"):
         # An orphaned initdb may still be writing here: what is left now goes the next time.
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -271,7 +272,12 @@ def server_programs(folder: Path) -> Path:
 
     copy = folder / f"programs-{importlib.metadata.version(_WHEEL)}"
     if not copy.exists():
-        _copy_programs(package, copy)
+        try:
+            _copy_programs(package, copy)
+        except shutil.Error as error:
+            # It goes on past what fails, and tells of hundreds of files, each by its text alone.
+            number, text = re.findall(r"^\[Errno (\d+)\] (.*)", str(error.args[0][0][2]))[0]
+            raise OSError(int(number), text) from None
     for other in folder.glob("programs-*"):
         if other != copy:
             shutil.rmtree(other, ignore_errors=True)

@@ -16,6 +16,7 @@ from assistant_cli.embedded_postgres import EmbeddedPostgres
 from assistant_cli.errors import DatabaseUnreachableError
 
 from ..accounts import Account, only_linux, until
+from ..small_disk import needs_small_disk, small_disk
 from .conftest import postmaster, query, silent
 
 
@@ -124,3 +125,20 @@ async def test_a_crash_recovery_that_fails_leaves_its_reason(server: EmbeddedPos
     with pytest.raises(DatabaseUnreachableError, match='"pg_wal" does not exist'):
         await server.start(silent)
     (server.folder / "pg_wal").rename(wal)
+
+
+@needs_small_disk
+@pytest.mark.parametrize("megabytes", [1, 20, 40])
+async def test_a_first_start_on_a_full_disk_says_so_and_leaves_nothing(
+    place: Path, megabytes: int
+) -> None:
+    with small_disk(place / "disk", 120) as disk:
+        server = EmbeddedPostgres(place / "disk" / "home")
+        disk.fill(leave=megabytes << 20)
+        with pytest.raises(DatabaseUnreachableError, match=r"\A.{1,250}\Z"):
+            await server.start(silent)
+        assert not list(server.folder.glob("new-*"))
+        disk.free()
+        assert await server.start(silent)
+        assert await query(server, "SELECT 1") == 1
+        assert await server.stop()
