@@ -269,6 +269,15 @@ def test_a_server_that_is_read_only_is_told_and_waited_for(
     check_at_work(assistant, run)
 
 
+def test_a_user_who_is_read_only_is_told_of_the_setting_that_makes_it_so(
+    assistant: CommandLine, admin: Admin
+) -> None:
+    admin.execute("ALTER ROLE runtime SET default_transaction_read_only = on")
+    for command in (["kv", "set", "k", "1"], ["send", "hello"], ["run"]):
+        assert "default_transaction_read_only" in refused(assistant, *command)
+    assert "default_transaction_read_only" in assistant("doctor").out
+
+
 @pytest.fixture
 def announcing() -> Iterator[PasswordServer]:
     """A server of its own with the smallest queue of notifications."""

@@ -93,7 +93,7 @@ def test_the_doctor_tells_that_a_standby_is_one(pair: Pair, environment: dict[st
     assert (done.code, done.err) == (69, "")
     found = checks(done)
     assert found["notifications"]["result"] == "do not arrive; watching polls"
-    assert "read-only, as a standby is" in found["writing"]["problem"]
+    assert "use the primary's address where it is a standby" in found["writing"]["problem"]
     assert [name for name, check in found.items() if not check["ok"]] == ["writing"]
 
 

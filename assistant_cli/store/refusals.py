@@ -18,7 +18,10 @@ from ..errors import (
 
 _QUEUE_FULL = "AS001"
 """Raised by the schema itself: assistant.limit_waiting."""
-READ_ONLY = "this server is read-only, as a standby is; use the primary's address"
+READ_ONLY = (
+    "this server is read-only, for all or for this user: use the primary's address where it is a "
+    "standby, else have default_transaction_read_only off"
+)
 ASK_DOCTOR = "; `assistant doctor` tells more"
 _NOT_MIGRATED = {"42P01", "3F000", "42703", "42883"}
 _OUT_OF_NUMBERS = {"GetNewTransactionId", "GetNewMultiXactId"}
