@@ -23,6 +23,9 @@ from .server_account import ServerAccount
 if TYPE_CHECKING:
     from psutil import Process
 
+_SEVERE = ("ERROR: ", "FATAL: ", "PANIC: ")
+_TOO_SOON = "FATAL:  the database system is "
+"""How a server refuses whoever connects while it starts or ends; not why it ended."""
 _SETTINGS = {
     "listen_addresses": "",
     "port": "5432",
@@ -207,7 +210,11 @@ def last_words(folder: Path) -> str:
     for source in (folder / "startup.log", *logs[-1:]):
         text = source.read_text("utf-8", errors="replace") if source.exists() else ""
         latest = text.rpartition("starting PostgreSQL ")[2]
-        severe = [line for line in latest.splitlines() if "FATAL: " in line or "PANIC: " in line]
+        severe = [
+            line
+            for line in latest.splitlines()
+            if any(word in line for word in _SEVERE) and _TOO_SOON not in line
+        ]
         if severe:
             return severe[0].partition("] ")[2] or severe[0]
     text = (folder / "startup.log").read_text("utf-8", errors="replace").strip()

@@ -142,3 +142,20 @@ async def test_a_first_start_on_a_full_disk_says_so_and_leaves_nothing(
         assert await server.start(silent)
         assert await query(server, "SELECT 1") == 1
         assert await server.stop()
+
+
+@needs_small_disk
+async def test_a_start_without_room_for_the_recovery_leaves_its_reason(place: Path) -> None:
+    much_wal = "SELECT pg_logical_emit_message(false, '', repeat('x', 20000000))"
+    with small_disk(place / "disk", 130) as disk:
+        server = EmbeddedPostgres(place / "disk" / "home")
+        await server.start(silent)
+        disk.fill(leave=30_000)
+        with pytest.raises(psycopg.OperationalError):
+            await query(server, much_wal)
+        postmaster(server).kill()
+        with pytest.raises(DatabaseUnreachableError, match="No space left on device"):
+            await server.start(silent)
+        disk.free()
+        assert await server.start(silent)
+        assert await server.stop()
