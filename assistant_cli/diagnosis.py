@@ -29,7 +29,11 @@ from .store.refusals import ASK_DOCTOR, READ_ONLY
 
 @dataclass(frozen=True)
 class DatabaseFacts:
-    """The database as found; `problem` is why it cannot be used."""
+    """The database as found.
+
+    Attributes:
+        problem: why it cannot be used.
+    """
 
     source: str
     url: str | None
@@ -45,6 +49,7 @@ class DatabaseFacts:
             "reachable": self.server is not None,
             "server": self.server,
             "schema_version": self.schema_version,
+            "programs": _bundled_programs(),
         }
 
 
@@ -72,6 +77,14 @@ async def describe_database(settings: Settings) -> DatabaseFacts:
         return DatabaseFacts(settings.database_source, url, problem=_advise(settings, error))
     problem = _version_problem(version)
     return DatabaseFacts(settings.database_source, url, server, version, encoding, problem)
+
+
+def _bundled_programs() -> str | None:
+    """The folder of the pg_dump and psql that came with this program."""
+    try:
+        return str(server_account.bundled_programs())
+    except ConfigurationError:
+        return None
 
 
 async def diagnose(settings: Settings) -> AsyncIterator[Finding]:

@@ -36,7 +36,9 @@ def test_the_facts_about_a_database_of_ones_own(assistant: CommandLine, dsn: str
         "reachable": True,
         "server": document["server"],
         "schema_version": LATEST_VERSION,
+        "programs": document["programs"],
     }
+    assert Path(document["programs"], "pg_dump").is_file()
     assert conninfo_to_dict(document["url"]) == conninfo_to_dict(dsn)
     assert document["server"].startswith("18")
 
