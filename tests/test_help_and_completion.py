@@ -217,6 +217,13 @@ def test_the_completion_that_bash_is_given_works_in_bash(filled: CommandLine) ->
     assert registered == "complete -o default -F _assistant_completion assistant"
 
 
+@pytest.mark.parametrize("line", ["assistant track backup ls ", "assistant kv watch notes/b ls "])
+def test_completion_writes_no_error_on_a_line_that_is_not_done(
+    filled: CommandLine, line: str
+) -> None:
+    assert complete_bash(filled, line) == []
+
+
 @pytest.mark.parametrize("settings", [{}, {"ASSISTANT_DATABASE_URL": "nonsense s3cret"}])
 def test_without_a_database_completion_offers_commands_and_starts_nothing(
     bare: CommandLine, settings: dict[str, str]

@@ -101,7 +101,7 @@ class CommandBehindDashes(Command):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         rest = super().parse_args(ctx, args[:end])
-        if ctx.params.get("command"):
+        if ctx.params.get("command") and not ctx.resilient_parsing:
             raise UsageError("write -- before the command to run")
         ctx.params["command"] = args[end + 1 :]
         return rest
