@@ -200,20 +200,38 @@ def test_zsh_completes_commands_keys_and_agents(filled: CommandLine) -> None:
 @pytest.mark.skipif(
     not SCRIPT.exists() or shutil.which("bash") is None, reason="needs bash and the script"
 )
-def test_the_completion_that_bash_is_given_works_in_bash(filled: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("line", "word", "offered"),
+    [
+        ("assistant kv get notes/", "notes/", ["notes/a:1", "notes/b"]),
+        ("assistant kv get notes/a:", "", ["1"]),
+        ("assistant kv get at@", "", ["home"]),
+        ("assistant kv get at@h", "h", ["home"]),
+        ("assistant kv get 'notes/a:", "notes/a:", ["notes/a:1"]),
+        ("assistant report backup ", "", ["idle", "running", "failed"]),
+        ("assistant wait backup --for=i", "i", ["idle"]),
+        ("assistant send 'a: b' --conv", "--conv", ["--conversation"]),
+        ("assistant kv get zzz", "zzz", [""]),
+    ],
+)
+def test_the_completion_that_bash_is_given_works_in_bash(
+    filled: CommandLine, line: str, word: str, offered: list[str]
+) -> None:
+    filled("kv", "set", "at@home", "1")
+    # The cursor may stand before the end.
     program = (
-        'eval "$("$0" --show-completion bash)"; COMP_WORDS=("$0" kv get notes/); COMP_CWORD=3; '
-        '_assistant_completion "$0"; printf "%s\\n" "${COMPREPLY[@]}"; complete -p assistant'
+        'eval "$("$0" --show-completion bash)"; COMP_LINE="$1 tail"; COMP_POINT=${#1}; '
+        '_assistant_completion "$0" "$2"; printf "%s\\n" "${COMPREPLY[@]}"; complete -p assistant'
     )
     done = subprocess.run(
-        ["bash", "--norc", "-c", program, str(SCRIPT)],
+        ["bash", "--norc", "-c", program, str(SCRIPT), line, word],
         env=filled.environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    *offered, registered = done.stdout.splitlines()
-    assert (offered, done.stderr) == (["notes/a:1", "notes/b"], "")
+    *found, registered = done.stdout.splitlines()
+    assert (found, done.stderr) == (offered, "")
     assert registered == "complete -o default -F _assistant_completion assistant"
 
 

@@ -192,7 +192,8 @@ def run_command_line(arguments: list[str]) -> int:
     streams.prepare_streams()
     try:
         words = _global_options_first(arguments)
-        _require_known_shell(words)
+        if {"--install-completion", "--show-completion"}.intersection(words):
+            import_module(".completion", __package__).prepare()
         result = create_app()(words, prog_name="assistant", standalone_mode=False)
         if result == session.INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
@@ -236,17 +237,6 @@ def _exit_code_of(error: Exception) -> int:
     if os.environ.get("ASSISTANT_DEBUG"):
         raise error
     return _fail(f"internal error ({type(error).__name__}); ASSISTANT_DEBUG=1 shows where", 1)
-
-
-def _require_known_shell(words: list[str]) -> None:
-    """Refuse what Typer would refuse on stdout, and with the exit code of a crash."""
-    if not {"--install-completion", "--show-completion"}.intersection(words):
-        return
-    from typer._completion_shared import Shells, _get_shell_name
-
-    known = [shell.value for shell in Shells]
-    if _get_shell_name() not in known:
-        raise UsageError(f"this is no shell that completion is there for: {', '.join(known)}")
 
 
 def _fail(message: str, code: int) -> int:
