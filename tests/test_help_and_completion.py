@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -53,7 +54,7 @@ def filled(assistant: CommandLine, dsn: str) -> CommandLine:
 
 def complete_bash(assistant: CommandLine, line: str) -> list[str]:
     """What bash offers for the last word of a line."""
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    words = {"COMP_WORDS": line + "''" * line.endswith(" "), "COMP_CWORD": "-1"}
     return _complete(assistant, "bash", words).splitlines()
 
 
@@ -233,6 +234,21 @@ def test_the_completion_that_bash_is_given_works_in_bash(
     *found, registered = done.stdout.splitlines()
     assert (found, done.stderr) == (offered, "")
     assert registered == "complete -o default -F _assistant_completion assistant"
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("assistant --database-url URL kv get no", ["notes/a:1", "notes/b", "nothing"]),
+        ("assistant status --color never --database-url=URL b", ["backup", "beacon"]),
+        ("assistant kv get --database-url ", []),
+    ],
+)
+def test_completion_asks_the_database_of_the_line(
+    filled: CommandLine, dsn: str, line: str, offered: list[str]
+) -> None:
+    filled.environment["ASSISTANT_DATABASE_URL"] = "nonsense"
+    assert complete_bash(filled, line.replace("URL", shlex.quote(dsn))) == offered
 
 
 @pytest.mark.parametrize("line", ["assistant track backup ls ", "assistant kv watch notes/b ls "])

@@ -100,6 +100,9 @@ class Root(commands.Group):
         for name, (_, summary) in COMMANDS.items():
             self.add_command(commands.Command(name, help=summary))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _global_options_first(args, ctx.resilient_parsing))
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
         return name, None if name is None else load_command(name, rest), rest
@@ -191,10 +194,9 @@ def run_command_line(arguments: list[str]) -> int:
     """Run one command line; returns its exit code. No traceback leaves from here."""
     streams.prepare_streams()
     try:
-        words = _global_options_first(arguments)
-        if {"--install-completion", "--show-completion"}.intersection(words):
+        if {"--install-completion", "--show-completion"}.intersection(arguments):
             import_module(".completion", __package__).prepare()
-        result = create_app()(words, prog_name="assistant", standalone_mode=False)
+        result = create_app()(arguments, prog_name="assistant", standalone_mode=False)
         if result == session.INTERRUPTED:
             # What is left for a reader that does not read would keep us here.
             output.silence(sys.stdout)
@@ -256,8 +258,11 @@ def _fail_to_write(error: OSError) -> int:
     return _fail(f"cannot write the output: {error.strerror}", OutputError.exit_code)
 
 
-def _global_options_first(arguments: list[str]) -> list[str]:
-    """Let the options of all commands stand behind a command as well."""
+def _global_options_first(arguments: list[str], unfinished: bool) -> list[str]:
+    """Let the options of all commands stand behind a command as well.
+
+    `unfinished`: the line is being completed; where it is a value of theirs, they are all of it.
+    """
     end = arguments.index("--") if "--" in arguments else len(arguments)
     moved: list[str] = []
     rest: list[str] = []
@@ -265,6 +270,8 @@ def _global_options_first(arguments: list[str]) -> list[str]:
     for word in words:
         if word in {"--database-url", "--color"}:
             value = next(words, None)
+            if value is None and unfinished:
+                return [word]
             if value is None:
                 raise UsageError(f"option '{word}' requires an argument")
             moved += [word, value]

@@ -203,12 +203,12 @@ def optional_duration(text: str | None, option: str) -> timedelta | None:
     return None if text is None else duration(text, option)
 
 
-def complete_keys(incomplete: str) -> list[str]:
+def complete_keys(ctx: typer.Context, incomplete: str) -> list[str]:
     """The keys that start with what was typed; none where the database is not up."""
-    return _complete(lambda database: database.kv.list_keys(incomplete, 100))
+    return _complete(ctx, lambda database: database.kv.list_keys(incomplete, 100))
 
 
-def complete_agents(incomplete: str) -> list[str]:
+def complete_agents(ctx: typer.Context, incomplete: str) -> list[str]:
     """The agents on the board that start with what was typed."""
 
     async def agents(database: Database) -> list[str]:
@@ -217,14 +217,17 @@ def complete_agents(incomplete: str) -> list[str]:
         names = await StatusBoard(database).read()
         return [name for name in names if name.startswith(incomplete)]
 
-    return _complete(agents)
+    return _complete(ctx, agents)
 
 
-def _complete(work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
+def _complete(ctx: typer.Context, work: Callable[[Database], Awaitable[list[str]]]) -> list[str]:
     """Ask a database that is up, for a second at most; completion starts nothing, says nothing.
 
     What would need quotes is left out: shells evaluate or print some of what they are offered.
     """
+
+    # The callback of the command line, which does so, is not called to complete it.
+    configure(ctx.find_root().params.get("database_url"))
 
     async def ask() -> list[str]:
         from ..store.database import Database
