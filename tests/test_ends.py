@@ -243,6 +243,32 @@ def test_ctrl_c_while_something_is_loaded_is_silent(
     assert process.returncode == code
 
 
+@pytest.fixture
+def without_names(assistant: CommandLine, tmp_path: Path) -> CommandLine:
+    """The command line where the server of names says nothing."""
+    stub = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
+    (tmp_path / "sitecustomize.py").write_text(stub)
+    silent = {"PYTHONPATH": str(tmp_path), "ASSISTANT_DATABASE_URL": "host=db.example"}
+    return CommandLine(assistant.environment | silent)
+
+
+def test_a_name_that_is_not_found_in_time_outlasts_no_deadline(without_names: CommandLine) -> None:
+    process = without_names.start("status", "--timeout", "1s")
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (124, "", "assistant: the time of 1s is over\n")
+
+
+def test_completion_does_not_wait_for_a_name(without_names: CommandLine) -> None:
+    without_names.environment |= {
+        "_ASSISTANT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "assistant kv get n",
+        "COMP_CWORD": "3",
+    }
+    process = without_names.start()
+    assert process.communicate(timeout=20) == ("\n", "")
+    assert process.returncode == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells what sleeps")
 def test_ctrl_c_while_nobody_reads_the_output_is_silent(assistant: CommandLine) -> None:
     reading, writing = os.pipe()

@@ -55,12 +55,37 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     runner = asyncio.Runner()
     try:
         # A coroutine that Ctrl-C meets before its loop is there would tell of itself.
-        runner.get_loop()
+        loop = runner.get_loop()
+        loop.getaddrinfo = _look_up  # type: ignore[method-assign]
         return runner.run(work())
     finally:
         # What is given up ends within seconds. Cut off, it would tell of itself.
         with at_ctrl_c(lambda *_: os._exit(INTERRUPTED)):
             runner.close()
+
+
+async def _look_up(*where: Any, **hints: Any) -> Any:
+    """Ask for the addresses of a host, in a thread that nobody waits for once it is given up.
+
+    For those of asyncio its loop and Python wait at their end, longer than any deadline, where a
+    name server says nothing.
+    """
+    import asyncio
+    import socket
+    from concurrent.futures import Future
+    from threading import Thread
+
+    found: Future[Any] = Future()
+    found.set_running_or_notify_cancel()
+
+    def ask() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(*where, **hints))
+        except Exception as error:
+            found.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 @contextmanager
