@@ -169,9 +169,11 @@ async def test_what_a_command_leaves_running_holds_up_no_reply(
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
-async def test_the_offline_model_says_that_it_is_none() -> None:
+@pytest.mark.parametrize("agent", ["conversation", "conversation@b"])
+async def test_the_offline_model_says_that_it_is_none(agent: str) -> None:
     model = get_model("offline")
-    assert "No language model is configured" in await model.reply(prompt())
+    reply = await model.reply(Prompt("hello", agent, "work", 7))
+    assert "No language model is configured" in reply
     assert await model.reply(Prompt("", "heartbeat", "main", 1)) == SILENCE
 
 

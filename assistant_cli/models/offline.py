@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..messages import SILENCE
+from ..messages import SILENCE, is_conversation
 from . import Prompt
 
 _ANSWER = (
@@ -19,4 +19,4 @@ class OfflineModel:
     talks = False
 
     async def reply(self, prompt: Prompt) -> str:
-        return _ANSWER if prompt.agent == "conversation" else SILENCE
+        return _ANSWER if is_conversation(prompt.agent) else SILENCE
