@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from ..clock import Clock
-from ..messages import Message, Turn
+from ..messages import MAIN_CONVERSATION, Message, Turn
 from ..models import Prompt
 from ..store import schedules
 from ..store.database import Database
@@ -34,7 +34,7 @@ async def build_prompt(
     database: Database, clock: Clock, desk: TurnDesk, turn: Turn, text: str
 ) -> Prompt:
     """Everything a language model is told in a turn, with `text` as what is said now."""
-    conversation = turn.conversation or "main"
+    conversation = turn.conversation or MAIN_CONVERSATION
     said, *known = await asyncio.gather(
         history(database, conversation, turn.messages),
         memory(database),

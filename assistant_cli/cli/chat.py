@@ -18,7 +18,7 @@ from ..errors import (
     QueueFullError,
     UsageError,
 )
-from ..messages import MAIN_CONVERSATION, check_name
+from ..messages import CONVERSATION, MAIN_CONVERSATION, check_name
 from . import output
 from .commands import Command
 from .run import models_from, options_from
@@ -91,7 +91,7 @@ async def _agents(
         return
     live = {row.agent for row in snapshot.agents if row.live}
     options = replace(options, agents=[a for a in options.agents if a.name not in live])
-    hosted, model = " and ".join(options.names), models["conversation"].name
+    hosted, model = " and ".join(options.names), models[CONVERSATION].name
     output.tell(f"no conversation agent is running: this chat hosts {hosted}; the model is {model}")
     stopping = asyncio.Event()
     try:
@@ -162,7 +162,7 @@ class _Chat:
             await anext(states)
             async for messages in states:
                 spoken = [m for m in messages if m.role == "assistant"]
-                unasked = [m for m in spoken if m.source != "conversation"]
+                unasked = [m for m in spoken if m.source != CONVERSATION]
                 # To print nothing would still draw the prompt again, and lose a key meanwhile.
                 if unasked:
                     print_messages(unasked)
