@@ -107,12 +107,16 @@ Effect = Remember | AddSchedule | CancelSchedule | SetKey | Say
 
 @dataclass(frozen=True)
 class Usage:
-    """What a model used: requests, tokens, and US dollars where the price is known."""
+    """What a model, or all models in some turns, used; `cost_usd` is None where not known."""
 
     requests: int
     input_tokens: int
     output_tokens: int
     cost_usd: Decimal | None
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from . import output
 from .status import state_of
 
 if TYPE_CHECKING:
+    from ..messages import Usage
     from ..store.database import Database
     from ..store.status import AgentRow, Snapshot, Transition
-    from ..store.turns import Spend
 
 _STYLES = {"idle": "green", "running": "cyan", "failed": "bold red"}
 _STATE_STYLES = {"live": "green", "stale": "bold red", "-": "dim"}
@@ -97,7 +97,7 @@ def _footer(snapshot: Snapshot, now: datetime) -> Text:
     return _safe("messages: " + " · ".join(parts), "dim")
 
 
-def _spent(spent: Spend) -> str:
+def _spent(spent: Usage) -> str:
     cost = f" (${spent.cost_usd:.2f})" if spent.cost_usd is not None else ""
     return f"today {spent.tokens:,} tokens{cost}"
 

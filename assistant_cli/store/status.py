@@ -11,12 +11,12 @@ from psycopg.rows import class_row, dict_row
 
 from ..active_hours import start_of_day
 from ..clock import SystemClock
-from ..messages import HEARTBEAT, is_conversation
+from ..messages import HEARTBEAT, Usage, is_conversation
 from ..process_identity import ProcessIdentity, known_dead
 from .database import Connection, Database
 from .follow import Hints, follow
 from .queries import load_queries
-from .turns import Spend, read_spend
+from .turns import read_spend
 
 _SQL = load_queries(__file__)
 
@@ -66,7 +66,7 @@ class Snapshot:
     last_tick_at: str | None
     next_tick_at: str | None
     paused: str | None
-    spent: Spend
+    spent: Usage
     midnight: datetime
     now: datetime
 

@@ -59,20 +59,6 @@ class TurnRecord:
 
 
 @dataclass(frozen=True)
-class Spend:
-    """What turns have used; `cost_usd` is None where no price is known."""
-
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    cost_usd: Decimal | None
-
-    @property
-    def tokens(self) -> int:
-        return self.input_tokens + self.output_tokens
-
-
-@dataclass(frozen=True)
 class Step:
     """What was sent or came back in a turn; `content` is JSON text, digit for digit."""
 
@@ -241,15 +227,15 @@ async def read_report(database: Database, turn_id: int, *, pretty: bool) -> Turn
         )
 
 
-async def get_spend(database: Database, since: datetime, agent: str | None = None) -> Spend:
+async def get_spend(database: Database, since: datetime, agent: str | None = None) -> Usage:
     """What the turns that began since a time have used, of one agent or of all."""
     async with database.connection() as connection:
         return await read_spend(connection, since, agent)
 
 
-async def read_spend(connection: Connection, since: datetime, agent: str | None = None) -> Spend:
+async def read_spend(connection: Connection, since: datetime, agent: str | None = None) -> Usage:
     """What the turns that began since a time have used, of one agent or of all."""
-    cursor = connection.cursor(row_factory=class_row(Spend))
+    cursor = connection.cursor(row_factory=class_row(Usage))
     spend = await (await cursor.execute(_SQL["spend"], {"since": since, "agent": agent})).fetchone()
     assert spend is not None
     return spend
