@@ -80,26 +80,20 @@ def pause(
     ] = None,
 ) -> None:
     """Let heartbeats be skipped until `resume`; reminders and schedules come all the same."""
+    from ..store import ticks
+
     length = optional_duration(for_, "--for")
-
-    async def rest(database: Database) -> str:
-        from ..store import ticks
-
-        return await ticks.pause(database, HEARTBEAT, length)
-
-    output.tell(f"paused {with_database(rest)}")
+    paused = with_database(lambda database: ticks.pause(database, HEARTBEAT, length))
+    output.tell(f"paused {paused}")
 
 
 @app.command(cls=Command)
 def resume() -> None:
     """End a pause; the next heartbeat comes at its time."""
+    from ..store import ticks
 
-    async def wake(database: Database) -> bool:
-        from ..store import ticks
-
-        return await ticks.resume(database, HEARTBEAT)
-
-    output.tell("resumed" if with_database(wake) else "it was not paused")
+    resumed = with_database(lambda database: ticks.resume(database, HEARTBEAT))
+    output.tell("resumed" if resumed else "it was not paused")
 
 
 @app.command(cls=Command)

@@ -47,6 +47,8 @@ def history(
     assistant history -n 5 --conversation work
     assistant history --all --follow --json | jq .content
     """
+    from ..store.history import read_last
+
     if everything and conversation is not None:
         raise UsageError("give either --conversation or --all")
     where = None if everything else _check(conversation)
@@ -57,12 +59,8 @@ def history(
         )
         return
 
-    async def read(database: Database) -> Sequence[Message]:
-        from ..store.history import read_last
-
-        return await read_last(database, where, count)
-
-    _print_last(with_database(read, timeout=limit), as_json)
+    messages = with_database(lambda database: read_last(database, where, count), timeout=limit)
+    _print_last(messages, as_json)
 
 
 def _check(conversation: str | None) -> str:

@@ -15,7 +15,6 @@ from .session import JsonOption, Key, complete_keys, optional_duration, with_dat
 from .streams import open_stdin
 
 if TYPE_CHECKING:
-    from ..store.database import Database
     from ..store.watch import Entry
 
 app = typer.Typer(
@@ -266,11 +265,8 @@ def ls(
         keys = with_database(lambda database: database.kv.list_keys(prefix, limit))
         sys.stdout.write("".join(f"{_show_key(key)}\n" for key in keys))
         return
-
-    async def entries(database: Database) -> list[Entry]:
-        return await database.kv.list_entries(prefix, limit)
-
-    _print_entries(with_database(entries), long, as_json)
+    entries = with_database(lambda database: database.kv.list_entries(prefix, limit))
+    _print_entries(entries, long, as_json)
 
 
 def _print_entries(entries: list[Entry], long: bool, as_json: bool) -> None:

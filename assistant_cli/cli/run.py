@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..models import Model
     from ..runtime import RunOptions
     from ..settings import Settings
-    from ..store.database import Database
 
 T = TypeVar("T")
 
@@ -104,11 +103,7 @@ def run(
     )
     models = models_from(settings(), options.names, model)
     _tell_of_other_models(options.names)
-
-    async def host(database: Database) -> None:
-        await host_agents(database, models, options)
-
-    with_database(host, setup=True)
+    with_database(lambda database: host_agents(database, models, options), setup=True)
 
 
 def _tell_of_other_models(hosted: Iterable[str]) -> None:

@@ -16,7 +16,6 @@ from .send import read_message
 from .session import JsonOption, with_database
 
 if TYPE_CHECKING:
-    from ..store.database import Database
     from ..store.schedules import CatchUp, Run, Schedule
     from ..timing import Timing
 
@@ -83,21 +82,20 @@ def add(
     assistant schedule add --cron '0 9 * * 1-5' 'what is on today?'
     assistant schedule add --at 'tomorrow 9:00' --say 'the train leaves at ten'
     """
+    from ..store.schedules import add_schedule
+
     if [at, every, cron].count(None) != 2:
         raise UsageError("give one of --at, --every and --cron")
     policy = _policy(catch_up)
     timing = _checked(lambda: _plan(at, every, cron, tz, None))
     content = read_message(text) if text is None or text == "-" else text
-
-    async def put(database: Database) -> int:
-        from ..store.schedules import add_schedule
-
-        action: Action = "say" if say else "ask"
-        return await add_schedule(
+    action: Action = "say" if say else "ask"
+    number = with_database(
+        lambda database: add_schedule(
             database, content, timing, conversation=conversation, action=action, catch_up=policy
         )
-
-    output.print_data(str(with_database(put)))
+    )
+    output.print_data(str(number))
 
 
 @app.command(cls=Command)
@@ -112,13 +110,9 @@ def ls(
     In a pipe: a line a schedule with id, state, next time, timing, conversation and text,
     separated by tabs.
     """
+    from ..store.schedules import list_schedules
 
-    async def read(database: Database) -> list[Schedule]:
-        from ..store.schedules import list_schedules
-
-        return await list_schedules(database, over=everything)
-
-    schedules = with_database(read)
+    schedules = with_database(lambda database: list_schedules(database, over=everything))
     if as_json:
         output.print_document({"schema": 1, "schedules": list(map(describe, schedules))})
     else:
@@ -132,14 +126,10 @@ def show(identity: Identity, as_json: JsonOption = False) -> None:
     A run is a due time, fired, skipped or failed, when, how many times were missed, and why it
     failed.
     """
+    from ..store.schedules import get_schedule
+
     number = _number(identity)
-
-    async def read(database: Database) -> tuple[Schedule, list[Run]]:
-        from ..store.schedules import get_schedule
-
-        return await get_schedule(database, number)
-
-    schedule, runs = with_database(read)
+    schedule, runs = with_database(lambda database: get_schedule(database, number))
     facts = describe(schedule)
     if as_json:
         described = list(map(_describe_run, runs))
@@ -168,6 +158,8 @@ def edit(
     \b
     assistant schedule edit 7 --cron '30 8 * * 1-5'
     """
+    from ..store.schedules import edit_schedule
+
     number = _number(identity)
     if [at, every, cron].count(None) < 2:
         raise UsageError("give one of --at, --every and --cron")
@@ -180,39 +172,29 @@ def edit(
     def retime(schedule: Schedule) -> Timing:
         return _checked(lambda: _plan(at, every, cron, tz, schedule))
 
-    async def change(database: Database) -> None:
-        from ..store.schedules import edit_schedule
-
-        timing = retime if retimed else None
-        await edit_schedule(database, number, content=content, catch_up=policy, retime=timing)
-
-    with_database(change)
+    with_database(
+        lambda database: edit_schedule(
+            database, number, content=content, catch_up=policy, retime=retime if retimed else None
+        )
+    )
 
 
 @app.command(cls=Command)
 def cancel(identity: Identity) -> None:
     """Let a schedule or a reminder fire no more; exit 3 if there is none, or it is over."""
+    from ..store.schedules import cancel_schedule
+
     number = _number(identity)
-
-    async def end(database: Database) -> None:
-        from ..store.schedules import cancel_schedule
-
-        await cancel_schedule(database, number)
-
-    with_database(end)
+    with_database(lambda database: cancel_schedule(database, number))
 
 
 @app.command(name="run", cls=Command)
 def run_(identity: Identity) -> None:
     """Fire a schedule now, once, and print the id of the message; its times stay."""
+    from ..store.firing import run_schedule
+
     number = _number(identity)
-
-    async def fire(database: Database) -> str:
-        from ..store.firing import run_schedule
-
-        return str(await run_schedule(database, number))
-
-    output.print_data(with_database(fire))
+    output.print_data(str(with_database(lambda database: run_schedule(database, number))))
 
 
 def describe(schedule: Schedule) -> dict[str, Any]:

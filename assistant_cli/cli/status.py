@@ -75,12 +75,9 @@ def status(
 
 
 def _show_once(names: list[str], as_json: bool, check: bool, limit: timedelta | None) -> None:
-    async def read(database: Database) -> Snapshot:
-        from ..store.status import get_snapshot
+    from ..store.status import get_snapshot
 
-        return await get_snapshot(database)
-
-    snapshot = with_database(read, timeout=limit)
+    snapshot = with_database(get_snapshot, timeout=limit)
     rows = _select(snapshot, names)
     if as_json:
         output.print_document(describe(snapshot, rows))
@@ -206,14 +203,12 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
 def _show_history(
     names: list[str], since: str | None, count: int, as_json: bool, limit: timedelta | None
 ) -> None:
+    from ..store.status import read_transitions
+
     age = optional_duration(since, "--since")
-
-    async def read(database: Database) -> list[Transition]:
-        from ..store.status import read_transitions
-
-        return await read_transitions(database, names, age, count)
-
-    events = with_database(read, timeout=limit)
+    events = with_database(
+        lambda database: read_transitions(database, names, age, count), timeout=limit
+    )
     if as_json:
         output.print_document({"schema": 1, "events": [_describe_event(e) for e in events]})
     elif output.stdout_is_terminal():

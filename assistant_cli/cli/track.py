@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
 from .commands import CommandBehindDashes
 from .session import Agent, with_database
-
-if TYPE_CHECKING:
-    from ..store.database import Database
 
 
 def register(app: typer.Typer) -> None:
@@ -33,13 +30,10 @@ def track(
     \b
     assistant track backup --detail 'nightly backup' -- restic backup /home
     """
+    from ..tracking import track as track_command
 
     if not command:
         raise UsageError("write -- and the command to run")
-
-    async def run(database: Database) -> int:
-        from ..tracking import track as track_command
-
-        return await track_command(database, agent, command, detail)
-
-    raise typer.Exit(with_database(run))
+    raise typer.Exit(
+        with_database(lambda database: track_command(database, agent, command, detail))
+    )

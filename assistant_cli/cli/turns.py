@@ -13,9 +13,7 @@ from .commands import Command, Group
 from .session import Count, JsonOption, complete_agents, with_database
 
 if TYPE_CHECKING:
-    from ..store.answering import Cancellation
-    from ..store.database import Database
-    from ..store.turns import TurnRecord, TurnReport
+    from ..store.turns import TurnRecord
 
 app = typer.Typer(
     help="The turns of the agents: what each did, and what it cost.",
@@ -74,13 +72,11 @@ def ls(
         from ..json_values import check_utf8
 
         check_utf8(agent, "the agent")
+    from ..store.turns import list_turns
 
-    async def read(database: Database) -> list[TurnRecord]:
-        from ..store.turns import list_turns
-
-        return await list_turns(database, agent=agent, failed=failed, limit=count)
-
-    turns = with_database(read)
+    turns = with_database(
+        lambda database: list_turns(database, agent=agent, failed=failed, limit=count)
+    )
     if as_json:
         output.print_document({"schema": 1, "turns": [describe_turn(turn) for turn in turns]})
     elif output.stdout_is_terminal():
@@ -152,16 +148,11 @@ def show(turn_id: TurnId, as_json: JsonOption = False) -> None:
     \b
     assistant turns show 17 --json | jq .steps
     """
-    pretty = output.stdout_is_terminal() and not as_json
-
-    async def read(database: Database) -> TurnReport:
-        from ..store.turns import read_report
-
-        return await read_report(database, turn_id, pretty=pretty)
-
-    report = with_database(read)
+    from ..store.turns import read_report
     from . import turn_report
 
+    pretty = output.stdout_is_terminal() and not as_json
+    report = with_database(lambda database: read_report(database, turn_id, pretty=pretty))
     if as_json:
         turn_report.print_document(report)
     elif pretty:
@@ -177,13 +168,9 @@ def cancel(turn_id: TurnId) -> None:
     Of a turn that has ended, give up the messages it failed on: `status` counts them no longer.
     Exit 5 where there are none, 3 where there is no such turn.
     """
+    from ..store.answering import cancel_turn
 
-    async def ask(database: Database) -> Cancellation:
-        from ..store.answering import cancel_turn
-
-        return await cancel_turn(database, turn_id)
-
-    match with_database(ask):
+    match with_database(lambda database: cancel_turn(database, turn_id)):
         case "asked":
             output.tell(f"turn {turn_id} was asked to end")
         case "closed":
@@ -200,11 +187,7 @@ def retry(turn_id: TurnId) -> None:
 
     Exit 5 where it has none, 3 where there is no such turn.
     """
+    from ..store.answering import retry_turn
 
-    async def wait_again(database: Database) -> int:
-        from ..store.answering import retry_turn
-
-        return await retry_turn(database, turn_id)
-
-    waiting = with_database(wait_again)
+    waiting = with_database(lambda database: retry_turn(database, turn_id))
     output.tell("1 message waits again" if waiting == 1 else f"{waiting} messages wait again")
