@@ -37,10 +37,6 @@ Work = Callable[["TurnContext"], Awaitable[str | None]]
 _REFERENCE = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
-class WorkError(AgentFailedError):
-    """An agent's function failed; so does its turn."""
-
-
 @dataclass(frozen=True)
 class Interval:
     """A tick `length` after the last one."""
@@ -121,18 +117,20 @@ class AgentDefinition:
             said = await self.work(turn)
         except (DatabaseUnreachableError, LeaseLostError) as problem:
             # It may be another database; and what the function has done, it must not do again.
-            raise WorkError(str(problem)) from problem
+            raise AgentFailedError(str(problem)) from problem
         except AssistantError:
             raise
         except BaseException as problem:
             task = asyncio.current_task()
             if isinstance(problem, asyncio.CancelledError) and task and task.cancelling():
                 raise
-            raise WorkError(_describe(problem)) from problem
+            raise AgentFailedError(_describe(problem)) from problem
         if said is None:
             return None
         if not isinstance(said, str):
-            raise WorkError(f"{self.name} returned {type(said).__name__}; return text or None")
+            raise AgentFailedError(
+                f"{self.name} returned {type(said).__name__}; return text or None"
+            )
         if said.strip():
             check_content(said)
         return said

@@ -25,10 +25,6 @@ class TurnCancelledError(AgentFailedError):
     """Somebody asked for the turn to be ended."""
 
 
-class StuckError(AgentFailedError):
-    """An agent cannot begin a turn: what an earlier one began goes on."""
-
-
 def names(agent: Agent, turn: Turn) -> dict[str, object]:
     """What the log knows a turn by."""
     return {"agent": agent.name, "turn": turn.id}
@@ -90,11 +86,11 @@ async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
 
     Raises:
         TurnCancelledError: it was.
-        StuckError: an earlier turn of the agent has never ended.
+        AgentFailedError: an earlier turn of the agent has never ended, or it cancelled itself.
     """
     stuck = host.stuck.get(agent.name)
     if stuck is not None and not stuck.done():
-        raise StuckError("an earlier turn of it has not ended; a restart of the run ends it")
+        raise AgentFailedError("an earlier turn of it has not ended; a restart of the run ends it")
     task = asyncio.create_task(patiently(lambda: agent.execute(turn)))
     host.executing[turn.id] = task
     try:
