@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -105,7 +105,7 @@ async def insert_schedule(
         "content": content,
         "action": action,
         "catch_up": catch_up,
-        **_timing_parameters(timing),
+        **asdict(timing),
     }
     row = await (await connection.execute(_SQL["add"], parameters)).fetchone()
     assert row is not None
@@ -139,16 +139,14 @@ async def read_formatted(database: Database, conversation: str, limit: int) -> s
     return "\n".join(map(_format, schedules))
 
 
-async def get_schedule(
-    database: Database, schedule_id: int, runs: int = 10
-) -> tuple[Schedule, list[Run]]:
-    """A schedule and its last runs, the last first.
+async def get_schedule(database: Database, schedule_id: int) -> tuple[Schedule, list[Run]]:
+    """A schedule and its last ten runs, the last first.
 
     Raises:
         NotFoundError: there is no such schedule.
     """
-    parameters = {"id": schedule_id, "limit": runs}
-    async with database.connection() as connection, connection.transaction():
+    parameters = {"id": schedule_id}
+    async with database.transaction() as connection:
         schedules = connection.cursor(row_factory=class_row(Schedule))
         schedule = await (await schedules.execute(_SQL["get"], parameters)).fetchone()
         if schedule is None:
@@ -183,7 +181,7 @@ async def edit_schedule(
             "id": schedule_id,
             "content": schedule.content if content is None else content,
             "catch_up": catch_up or schedule.catch_up,
-            **_timing_parameters(retime(schedule) if retime else old),
+            **asdict(retime(schedule) if retime else old),
         }
         await connection.execute(_SQL["edit"], parameters)
 
@@ -238,12 +236,3 @@ def _format(schedule: Schedule) -> str:
     text = " ".join(schedule.content.split())
     shown = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     return f"{schedule.id}: {due_at}{repetition}{zone}, {schedule.action}: {shown}"
-
-
-def _timing_parameters(timing: Timing) -> dict[str, object]:
-    return {
-        "kind": timing.kind,
-        "spec": timing.spec,
-        "zone": timing.zone,
-        "due_at": timing.due_at,
-    }

@@ -25,7 +25,7 @@ FROM assistant.schedules WHERE id = %(id)s FOR UPDATE;
 
 -- name: runs
 SELECT due_at, outcome, missed, requested, attempts, error, message_id, at
-FROM assistant.schedule_runs WHERE schedule_id = %(id)s ORDER BY due_at DESC LIMIT %(limit)s;
+FROM assistant.schedule_runs WHERE schedule_id = %(id)s ORDER BY due_at DESC LIMIT 10;
 
 -- name: edit
 UPDATE assistant.schedules SET

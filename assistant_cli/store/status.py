@@ -145,8 +145,8 @@ async def get_snapshot(database: Database) -> Snapshot:
         return await read_snapshot(connection)
 
 
-async def follow_snapshots(database: Database, poll: float = 1.0) -> AsyncGenerator[Snapshot]:
-    """Yield the snapshot after each change of the board, and at least every `poll` seconds.
+async def follow_snapshots(database: Database) -> AsyncGenerator[Snapshot]:
+    """Yield the snapshot after each change of the board, and at least every second.
 
     A lease that lapses announces itself to nobody, hence the short poll.
     """
@@ -156,7 +156,7 @@ async def follow_snapshots(database: Database, poll: float = 1.0) -> AsyncGenera
             return None
         return await read_snapshot(connection)
 
-    following = follow(database, "assistant_kv", read, poll=poll, standby=True)
+    following = follow(database, "assistant_kv", read, poll=1.0, standby=True)
     async with aclosing(following) as snapshots:
         async for snapshot in snapshots:
             yield snapshot

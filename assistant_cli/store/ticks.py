@@ -238,9 +238,9 @@ def _reports(messages: Sequence[Message]) -> dict[str, str]:
     return {conversation: "\n".join(texts) for conversation, texts in lines.items()}
 
 
-def _shorten(text: str, limit: int = 60) -> str:
+def _shorten(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return line if len(line) <= 60 else line[:59] + "…"
 
 
 async def _read_text(connection: Connection, key: str) -> str | None:
