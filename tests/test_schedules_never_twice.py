@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from assistant_cli.errors import LeaseLostError
-from assistant_cli.store import heartbeat, leases, ticks
+from assistant_cli.store import firing, heartbeat, leases, ticks
 from assistant_cli.store.database import Database
 from assistant_cli.store.schedules import CatchUp, add_schedule
 from assistant_cli.timing import Timing, plan_at, plan_cron, plan_every
@@ -84,7 +84,7 @@ class Hosts:
 
     async def look(self, now: datetime) -> None:
         """Fire what is due, with accidents: a death before, a stale host, a doubtful commit."""
-        while (due := await heartbeat.next_due(self.database)) and due <= now:
+        while (due := await firing.next_due(self.database)) and due <= now:
             turn = await heartbeat.begin_delivery(self.database, self.token)
             accident = self.random.random()
             if accident < 0.1:

@@ -85,7 +85,7 @@ class HeartbeatAgent(TimedAgent):
         host = self._host
         self._woken.clear()
         now = host.clock.now()
-        due = await heartbeat.next_due(host.database)
+        due = await firing.next_due(host.database)
         if due is not None and due <= now:
             claimed: Sequence[Turn] = [
                 await heartbeat.begin_delivery(host.database, host.lease.token)
@@ -180,7 +180,7 @@ class HeartbeatAgent(TimedAgent):
         while True:
             self._woken.clear()
             now = host.clock.now()
-            due = await patiently(lambda: heartbeat.next_due(host.database))
+            due = await patiently(lambda: firing.next_due(host.database))
             if due is None or due > now:
                 await host.clock.wait(self._woken, due)
             else:
@@ -191,6 +191,6 @@ class HeartbeatAgent(TimedAgent):
     async def wait(self) -> bool:
         """Wait for the next tick or due time, or for news of one."""
         self._busy_since = None
-        due = await heartbeat.next_due(self._host.database)
+        due = await firing.next_due(self._host.database)
         times = [moment for moment in (self._next_tick, due) if moment is not None]
         return await self._wait_until(min(times, default=None))

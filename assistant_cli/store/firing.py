@@ -31,9 +31,10 @@ _LONGEST_DELAY = timedelta(hours=1)
 _MOST_DELAYS = 7
 
 
-async def next_due(connection: Connection) -> datetime | None:
+async def next_due(database: Database) -> datetime | None:
     """When the next reminder or schedule is due, or tried again; None where there is none."""
-    row = await (await connection.execute(_SQL["next_due"])).fetchone()
+    async with database.connection() as connection:
+        row = await (await connection.execute(_SQL["next_due"])).fetchone()
     return row[0] if row else None
 
 
@@ -88,7 +89,7 @@ async def run_schedule(database: Database, schedule_id: int) -> UUID:
         schedule = await lock_schedule(connection, schedule_id, allowed=("active", "done"))
         row = await (await connection.execute(_SQL["now"])).fetchone()
         assert row is not None
-        message = await _fire(connection, schedule, row[0], requested=True)
+        message = await _fire(connection, schedule, row[0], turn=None)
         assert message is not None
         await announce(connection)
     return message
@@ -123,12 +124,13 @@ async def _fire(
     connection: Connection,
     schedule: Schedule,
     due_at: datetime,
-    turn: Turn | None = None,
+    turn: Turn | None,
     missed: int = 0,
-    *,
-    requested: bool = False,
 ) -> UUID | None:
-    """Keep the message of a due time and the record of it; None where it was fired before."""
+    """Keep the message of a due time and the record of it; None where it was fired before.
+
+    `turn`: the delivery that it is part of; None: somebody asked for it.
+    """
     message = uuid4()
     asks = schedule.action == "ask"
     prefix = "Reminder: " if schedule.action == "remind" else ""
@@ -136,7 +138,7 @@ async def _fire(
         "id": schedule.id,
         "due_at": due_at,
         "missed": missed,
-        "requested": requested,
+        "requested": turn is None,
         "message": message,
         "conversation": schedule.conversation,
         "role": "user" if asks else "assistant",

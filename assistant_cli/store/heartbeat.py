@@ -48,12 +48,6 @@ async def is_busy(database: Database) -> bool:
     return bool(row and row[0])
 
 
-async def next_due(database: Database) -> datetime | None:
-    """When the next reminder or schedule is due, or tried again."""
-    async with database.connection() as connection:
-        return await firing.next_due(connection)
-
-
 async def begin_delivery(database: Database, token: int) -> Turn:
     """Begin a turn that delivers what is due; no model takes part."""
     async with database.transaction() as connection:
