@@ -98,8 +98,6 @@ async def _put(database: Database, parameters: dict[str, Any]) -> tuple[Any, ...
         assert put is not None
         if put[0] is not None:
             return put[0], parameters["conversation"], parameters["content"]
-        # It is known already, but perhaps not yet on the standbys; this waits for them.
-        await connection.execute(_SQL["confirm"], parameters)
         return await (await connection.execute(_SQL["find_duplicate"], parameters)).fetchone()
 
 

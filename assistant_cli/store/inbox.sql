@@ -2,13 +2,11 @@
 CALL assistant.put_message(
     %(id)s, %(conversation)s, %(content)s, %(source)s, %(external_id)s);
 
--- name: confirm
-UPDATE assistant.messages SET source = source
-WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
-
 -- name: find_duplicate
-SELECT id, conversation, content FROM assistant.messages
-WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s);
+-- Written again as it is: it may not be on the standbys yet, and this waits for them.
+UPDATE assistant.messages SET source = source
+WHERE id = %(id)s OR (source = %(source)s AND external_id = %(external_id)s)
+RETURNING id, conversation, content;
 
 -- name: progress
 SELECT message.state, message.attempts, message.error, reply.content AS reply,

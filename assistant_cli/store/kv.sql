@@ -61,7 +61,7 @@ ON CONFLICT (key) DO UPDATE SET value = CASE
     WHEN kv.expires_at <= clock_timestamp() THEN excluded.value
     ELSE to_jsonb((kv.value #>> '{}')::numeric + %(by)s::numeric) END
 WHERE jsonb_typeof(kv.value) = 'number' OR kv.expires_at <= clock_timestamp()
-RETURNING value::text AS text, revision;
+RETURNING value::text;
 
 -- name: delete
 -- In the order in which keys that are set together are locked, so that none waits for another.

@@ -83,7 +83,6 @@ class Snapshot:
 class Transition:
     """One change of an agent's entry."""
 
-    id: int
     agent: str
     status: str | None
     detail: str | None

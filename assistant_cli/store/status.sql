@@ -22,7 +22,7 @@ WHERE key IN ('heartbeat_last_tick_at', 'heartbeat_next_tick_at', 'heartbeat_pau
     AND (expires_at IS NULL OR expires_at > clock_timestamp());
 
 -- name: history
-SELECT id, agent, status, detail, at
+SELECT agent, status, detail, at
 FROM assistant.board_events
 WHERE (%(agents)s::text[] IS NULL OR agent = ANY(%(agents)s))
     AND (%(since)s::interval IS NULL OR at > clock_timestamp() - %(since)s)
