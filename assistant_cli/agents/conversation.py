@@ -59,7 +59,7 @@ class ConversationAgent:
 
     async def claim(self, limit: int) -> Sequence[Turn]:
         self._woken.clear()
-        return await self._worker.claim(self._host.model_of(self.name).name, limit)
+        return await self._worker.claim(self._host.models[self.name].name, limit)
 
     async def show(
         self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False

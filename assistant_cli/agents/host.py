@@ -47,10 +47,6 @@ class Host:
     executing: dict[int, asyncio.Task[Finish]] = field(default_factory=dict)
     stuck: dict[str, asyncio.Task[Finish]] = field(default_factory=dict)
 
-    def model_of(self, agent: str) -> Model:
-        """What answers for an agent."""
-        return self.models[agent]
-
     def cancel(self, turn_id: int) -> None:
         """Cancel a turn that executes here; any other is left alone."""
         # Once: a second time would cut short the ending of what the turn has started.

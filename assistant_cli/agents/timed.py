@@ -56,7 +56,7 @@ class TimedAgent:
             return None
         timetable = self._definition.timetable
         following = None if timetable is None else timetable.following(now)
-        model = host.model_of(self.name).name
+        model = host.models[self.name].name
         turn = await ticks.begin(host.database, self.name, host.lease.token, model, now, following)
         self._next_tick = following
         return turn

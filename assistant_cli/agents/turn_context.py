@@ -60,7 +60,7 @@ class TurnContext:
         """
         self._require_open()
         host, turn = self._host, self._turn
-        model = host.model_of(turn.agent)
+        model = host.models[turn.agent]
         if model.talks:
             prompt = await patiently(
                 lambda: build_prompt(host.database, host.clock, self._desk, turn, text)
