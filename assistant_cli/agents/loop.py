@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from ..durations import format_duration
 from ..errors import DatabaseUnreachableError
-from ..messages import AgentStatus, Outcome, Turn, summary_of
+from ..messages import Outcome, Turn, summary_of
 from ..patience import backoff, patiently
 from ..store.board import IDLE, shorten_detail
 from .execution import execute, give_up, names
@@ -42,7 +42,7 @@ class _Loop:
         self._host = host
         self._running: dict[int, Turn] = {}
         self._ended = asyncio.Event()
-        self._failure: str | None = None
+        self._at_rest = IDLE
         self._failed = 0
         self._failed_in_a_row = 0
         self._resting = False
@@ -139,7 +139,7 @@ class _Loop:
         taken = timedelta(seconds=asyncio.get_running_loop().time() - started)
         # Whoever cancelled a turn knows; its agent has not failed.
         failed = error is not None and outcome != "interrupted"
-        self._failure = _report(self._agent, turn, outcome, error if failed else None, taken)
+        self._at_rest = _report(self._agent, turn, outcome, error if failed else None, taken)
         del self._running[turn.id]
         if failed:
             self._failed += 1
@@ -156,40 +156,38 @@ class _Loop:
         self._agent.wake()
 
     async def _show(self, *, anew: bool = False) -> None:
-        async def show() -> None:
-            at_rest = _entry("failed", self._failure) if self._failure else IDLE
-            await self._agent.show(list(self._running.values()), at_rest, anew=anew)
-
-        await patiently(show)
+        await patiently(
+            lambda: self._agent.show(list(self._running.values()), self._at_rest, anew=anew)
+        )
 
     async def _show_failure(self) -> None:
         """Show it, if only for a moment where other turns go on: the timeline keeps it."""
-        entry = _entry("failed", self._failure)
+        entry = self._at_rest
         await patiently(lambda: self._host.board.update(self._agent.name, entry))
         await self._show(anew=True)
 
 
-def _entry(status: AgentStatus, detail: str | None) -> dict[str, str | None]:
-    return {"status": status, "detail": detail and shorten_detail(detail)}
-
-
 def _report(
     agent: Agent, turn: Turn, outcome: Outcome, error: str | None, taken: timedelta
-) -> str | None:
-    """Log how a turn ended; returns what the board shows of a failure."""
+) -> Mapping[str, str | None]:
+    """Log how a turn ended; returns what the board shows after it."""
     seconds = round(taken.total_seconds(), 3)
     known = {**names(agent, turn), "outcome": outcome, "seconds": seconds}
     event = f"{agent.name}: turn {turn.id} {outcome} after {format_duration(taken)}"
     if error is None:
         log.info("%s", event, extra=known)
-        return None
-    reason = _shorten_reason(_without_messages(summary_of(error), turn))
+        return IDLE
+    reason = _without_messages(summary_of(error), turn)
+    if len(reason) > _MAX_REASON_CHARACTERS:
+        # The whole of it is kept with the turn.
+        reason = f"{reason[:_MAX_REASON_CHARACTERS]}…"
     log.warning("%s: %s", event, reason, extra=known)
-    return f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}"
+    detail = f"turn {turn.id} {outcome.replace('_', ' ')}: {reason}"
+    return {"status": "failed", "detail": shorten_detail(detail)}
 
 
 def _without_messages(error: str, turn: Turn) -> str:
-    """A reason to show: a model's command, or its server, may well repeat what it was asked."""
+    """A reason on one line, without what the turn was asked, which a model may well repeat."""
     reason = " ".join(error.split())
     said = (line for message in turn.messages for line in message.content.splitlines())
     for words in filter(None, (" ".join(line.split()) for line in said)):
@@ -197,9 +195,3 @@ def _without_messages(error: str, turn: Turn) -> str:
         if words in reason:
             reason = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "[the message]", reason)
     return reason
-
-
-def _shorten_reason(error: str) -> str:
-    """A reason on one line; the whole of it is kept with the turn."""
-    line = " ".join(error.split())
-    return line if len(line) <= _MAX_REASON_CHARACTERS else line[:_MAX_REASON_CHARACTERS] + "…"
