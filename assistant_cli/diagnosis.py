@@ -19,7 +19,7 @@ from .errors import (
 )
 from .models import get_model
 from .settings import Settings, parse_daily_tokens
-from .store import health
+from .store import health, leases
 from .store.connection_string import parse_dsn, redact_dsn
 from .store.database import Database
 from .store.migrations import LATEST_VERSION, check_version
@@ -162,7 +162,7 @@ async def _look_inside(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("notification queue", f"{usage:.0%} full")
         works = await health.notifications_arrive(database)
         yield Finding("notifications", "arrive" if works else "do not arrive; watching polls")
-        for holder in await health.list_holders(database):
+        for holder in await leases.find_holders(database):
             state = "live" if holder.live and not holder.gone else "stale"
             yield Finding(f"holder of {holder.agent}", f"{state}: {holder}")
     except AssistantError as error:

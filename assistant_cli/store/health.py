@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from psycopg.rows import class_row
-
 from .database import Database, is_pooled
 from .follow import listen
-from .leases import Holder
 from .migrations import schema_version
 from .queries import load_queries
 
@@ -83,10 +80,3 @@ async def notification_queue_usage(database: Database) -> float:
     async with database.connection() as connection:
         row = await (await connection.execute(_SQL["queue_usage"])).fetchone()
     return float(row[0]) if row else 0.0
-
-
-async def list_holders(database: Database) -> list[Holder]:
-    """Who holds which agent."""
-    async with database.connection() as connection:
-        cursor = connection.cursor(row_factory=class_row(Holder))
-        return await (await cursor.execute(_SQL["holders"])).fetchall()

@@ -15,7 +15,3 @@ SELECT has_table_privilege('public.kv', 'INSERT')
 
 -- name: queue_usage
 SELECT pg_notification_queue_usage();
-
--- name: holders
-SELECT agent, token, host, pid, process, acquired_at, assistant.lease_lasts(expires_at) AS live
-FROM assistant.leases ORDER BY agent;

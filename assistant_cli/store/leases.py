@@ -94,8 +94,8 @@ def _held(holders: list[Holder]) -> ConflictError:
     return ConflictError(f"{other[0].agent} is already held by {other[0]}")
 
 
-async def find_holders(database: Database, agents: Sequence[str]) -> list[Holder]:
-    """The holders of those of the agents that anybody holds or held without releasing."""
+async def find_holders(database: Database, agents: Sequence[str] | None = None) -> list[Holder]:
+    """The holders of those of the agents, or of all, that are held or were not released."""
     async with database.connection() as connection:
         return await read_holders(connection, agents)
 
@@ -162,7 +162,8 @@ async def guard(connection: Connection, agent: str, token: int, *, alone: bool =
         raise DatabaseUnreachableError(f"the lease of {agent} lapsed; waiting for its renewal")
 
 
-async def read_holders(connection: Connection, agents: Sequence[str]) -> list[Holder]:
-    """The holders of those of the agents that anybody holds or held without releasing."""
+async def read_holders(connection: Connection, agents: Sequence[str] | None) -> list[Holder]:
+    """As `find_holders`, as part of the caller's transaction."""
     cursor = connection.cursor(row_factory=class_row(Holder))
-    return await (await cursor.execute(_SQL["held"], {"agents": list(agents)})).fetchall()
+    parameters = {"agents": None if agents is None else list(agents)}
+    return await (await cursor.execute(_SQL["held"], parameters)).fetchall()

@@ -13,7 +13,7 @@ RETURNING token;
 -- name: held
 SELECT agent, token, host, pid, process, acquired_at, assistant.lease_lasts(expires_at) AS live
 FROM assistant.leases
-WHERE agent = ANY(%(agents)s)
+WHERE %(agents)s::text[] IS NULL OR agent = ANY(%(agents)s)
 ORDER BY agent;
 
 -- name: renew
