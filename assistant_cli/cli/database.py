@@ -28,12 +28,8 @@ def register(root: typer.Typer) -> None:
 @app.command(cls=Command)
 def start() -> None:
     """Start the embedded Postgres; every command that needs it does so as well."""
-
-    async def nothing(_: Database) -> None:
-        return None
-
     _embedded()
-    with_database(nothing)
+    with_database(_do_nothing)
 
 
 @app.command(cls=Command)
@@ -89,15 +85,11 @@ def migrate() -> None:
 @app.command(cls=Command)
 def shell() -> None:
     """Open psql on the database."""
-
-    async def nothing(_: Database) -> None:
-        return None
-
     from ..store.connection_string import parse_dsn, redact_dsn
     from ..store.opening import configured_dsn
 
     if settings().embedded:
-        with_database(nothing)
+        with_database(_do_nothing)
     dsn = configured_dsn(settings())
     run_async(lambda: _require_answer(dsn))
     # In the environment, the password stays out of the process list.
@@ -105,6 +97,10 @@ def shell() -> None:
     environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
     program = _find_psql()
     os.execve(program, [program, redact_dsn(dsn)], environment)  # noqa: S606
+
+
+async def _do_nothing(_: Database) -> None:
+    """To open the database is all: that starts the embedded one."""
 
 
 async def _require_answer(dsn: str) -> None:
