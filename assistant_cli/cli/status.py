@@ -97,7 +97,7 @@ def _select(snapshot: Snapshot, names: list[str]) -> list[AgentRow]:
     missing = [name for name in names if snapshot.find(name) is None]
     if missing:
         raise NotFoundError(f"not on the board: {', '.join(missing)}")
-    return [row for row in snapshot.agents if not names or row.agent in names]
+    return snapshot.select(names)
 
 
 def _cells(row: AgentRow) -> tuple[object, ...]:
@@ -190,8 +190,7 @@ async def _watch(database: Database, names: list[str], as_json: bool) -> None:
     shown = None
     async with aclosing(follow_snapshots(database)) as snapshots:
         async for snapshot in snapshots:
-            rows = [row for row in snapshot.agents if not names or row.agent in names]
-            document = describe(snapshot, rows)
+            document = describe(snapshot, snapshot.select(names))
             # What only ages is no change.
             lasting = json.loads(json.dumps(document))
             del lasting["now"], lasting["inbox"]["oldest_seconds"]

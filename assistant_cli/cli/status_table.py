@@ -156,7 +156,7 @@ class _Screen:
         if self._snapshot is None:
             return
         silent = asyncio.get_running_loop().time() - self._received
-        rows = [r for r in self._snapshot.agents if not self._names or r.agent in self._names]
+        rows = self._snapshot.select(self._names)
         board = draw(self._snapshot, rows, self._snapshot.now + timedelta(seconds=silent))
         if silent > _SILENCE_SECONDS:
             warning = f"the database has not answered for {silent:.0f}s; this is what it said last"
@@ -171,10 +171,9 @@ def print_history(events: list[Transition]) -> None:
     for heading in ("TIME", "AGENT", "STATUS", "DETAIL"):
         table.add_column(heading, overflow="fold")
     for event in events:
-        time = event.at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
         status = event.status or "?"
         table.add_row(
-            _safe(time, "dim"),
+            _safe(output.local_time(event.at), "dim"),
             _safe(event.agent, "bold"),
             _safe(status, _STYLES.get(status, "")),
             _safe(event.detail or ""),

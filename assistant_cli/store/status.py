@@ -78,6 +78,10 @@ class Snapshot:
     def find(self, agent: str) -> AgentRow | None:
         return next((row for row in self.agents if row.agent == agent), None)
 
+    def select(self, agents: Sequence[str]) -> list[AgentRow]:
+        """Those of the agents that are on the board; all where none are named."""
+        return [row for row in self.agents if not agents or row.agent in agents]
+
 
 @dataclass(frozen=True)
 class Transition:
