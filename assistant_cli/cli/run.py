@@ -7,26 +7,22 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import AssistantError, ConfigurationError, UsageError
+from ..errors import ConfigurationError, UsageError
 from . import output
 from .commands import Command
-from .session import duration, settings, with_database
+from .session import duration, parsed, settings, with_database
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ..agents.definition import AgentDefinition
     from ..models import Model
     from ..runtime import RunOptions
     from ..settings import Settings
-
-T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -138,17 +134,18 @@ def options_from(configured: Settings, heartbeat: str | None = None) -> RunOptio
     from ..runtime import RunOptions
     from ..settings import parse_daily_tokens
 
+    setting = partial(parsed, refusal=ConfigurationError)
     if heartbeat is None:
-        interval = _parsed(parse_interval, configured.heartbeat, "ASSISTANT_HEARTBEAT")
+        interval = setting(parse_interval, configured.heartbeat, "ASSISTANT_HEARTBEAT")
     else:
-        interval = _parsed(parse_interval, heartbeat, "--heartbeat", UsageError)
+        interval = parsed(parse_interval, heartbeat, "--heartbeat")
     return RunOptions(
         heartbeat=interval,
         limits=Limits(
-            _parsed(parse_active_hours, configured.heartbeat_hours, "ASSISTANT_HEARTBEAT_HOURS"),
-            _parsed(parse_daily_tokens, configured.heartbeat_tokens, "ASSISTANT_HEARTBEAT_TOKENS"),
+            setting(parse_active_hours, configured.heartbeat_hours, "ASSISTANT_HEARTBEAT_HOURS"),
+            setting(parse_daily_tokens, configured.heartbeat_tokens, "ASSISTANT_HEARTBEAT_TOKENS"),
         ),
-        turn_timeout=_parsed(parse_duration, configured.turn_timeout, "ASSISTANT_TURN_TIMEOUT"),
+        turn_timeout=setting(parse_duration, configured.turn_timeout, "ASSISTANT_TURN_TIMEOUT"),
     )
 
 
@@ -190,15 +187,3 @@ def _agents(references: list[str]) -> list[AgentDefinition]:
         if chosen.setdefault(definition.name, definition) != definition:
             raise UsageError(f"two agents are called {definition.name}; give one another name")
     return list(chosen.values())
-
-
-def _parsed(
-    parse: Callable[[str], T],
-    text: str,
-    what: str,
-    refusal: type[AssistantError] = ConfigurationError,
-) -> T:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise refusal(f"{what}: {error}") from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ..errors import ClosedPipeError, DeadlinePassedError, UsageError
+from ..errors import AssistantError, ClosedPipeError, DeadlinePassedError, UsageError
 from .output import tell
 
 if TYPE_CHECKING:
@@ -209,6 +209,16 @@ async def _within(work: Awaitable[T], deadline: timedelta | None) -> T:
         raise DeadlinePassedError(f"the time of {limit:g}s is over") from None
 
 
+def parsed(
+    parse: Callable[[str], T], text: str, what: str, refusal: type[AssistantError] = UsageError
+) -> T:
+    """Parse a text; where that is refused, the error names what was given, such as an option."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise refusal(f"{what}: {error}") from None
+
+
 def duration(text: str, option: str) -> timedelta:
     """Parse the duration given as an option.
 
@@ -217,10 +227,7 @@ def duration(text: str, option: str) -> timedelta:
     """
     from ..durations import parse_duration
 
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
+    return parsed(parse_duration, text, option)
 
 
 def optional_duration(text: str | None, option: str) -> timedelta | None:
