@@ -63,7 +63,7 @@ async def memory(database: Database) -> str:
     # Instructions are before the notes in key order, and would be the first to be left out.
     entries.sort(key=lambda entry: not entry.key.startswith("memory/notes/"))
     lines = [f"{e.key}: {e.plain}" for e in entries]
-    kept = _fitting(lines, _MEMORY_TOKENS)
+    kept = _fitting(lines)
     return as_data("memory", "\n".join(kept)) if kept else ""
 
 
@@ -101,13 +101,10 @@ def _without_middle(text: str) -> str:
     return text[: most // 2] + note + text[-most // 2 :]
 
 
-def _fitting(texts: Sequence[str], tokens: int) -> list[str]:
-    """The last texts, without those for which there is no room: others go on before them.
-
-    A token is taken for four characters.
-    """
+def _fitting(texts: Sequence[str]) -> list[str]:
+    """The last texts that fit, in their order; one too long is left out, not those before it."""
     kept: list[str] = []
-    room = tokens * _CHARACTERS_A_TOKEN
+    room = _MEMORY_TOKENS * _CHARACTERS_A_TOKEN
     for text in reversed(texts):
         if len(text) <= room:
             room -= len(text)

@@ -66,16 +66,13 @@ class TurnDesk:
 
     async def call(self, name: str, arguments: str, work: Callable[[], Awaitable[str]]) -> str:
         await self.record("tool_call", {"tool": name, "arguments": _parsed(arguments)})
-        refused = None
+        refused = False
         try:
             result = await patiently(work)
         except AssistantError as error:
-            result = refused = f"refused: {error}"
-        marked = as_data(f"tool {name}", result[:_MAX_RESULT_CHARACTERS])
-        await self.record(
-            "tool_result", {"tool": name, "refused": refused is not None, "result": result}
-        )
-        return marked
+            refused, result = True, f"refused: {error}"
+        await self.record("tool_result", {"tool": name, "refused": refused, "result": result})
+        return as_data(f"tool {name}", result[:_MAX_RESULT_CHARACTERS])
 
 
 def as_data(source: str, text: str) -> str:

@@ -61,7 +61,8 @@ def get(
     if as_json:
         if path or raw or default is not None:
             raise UsageError("--json prints the whole entry; leave out PATH, --raw and --default")
-        return _get_entry(key)
+        _get_entry(key)
+        return
     if default is not None:
         _check_default(default)
     # Raw text needs the plain form of each value, to tell text from anything else.
@@ -72,7 +73,6 @@ def get(
         raise NotFoundError(f"there is no value of {key!r}{where}")
     for text in texts or [default or ""]:
         _print_value(text, raw)
-    return None
 
 
 def _get_entry(key: str) -> None:
