@@ -22,7 +22,7 @@ from assistant_cli.errors import BadDataError
 from assistant_cli.json_values import check_json
 from assistant_cli.store.database import Database
 
-from .command_lines import RunCommandLine, running_command_lines
+from .conftest import CommandLine
 from .hosting import rows
 
 
@@ -149,31 +149,24 @@ async def test_a_key_is_kept_as_it_is_or_refused(database: Database, key: str) -
 
 
 @pytest.fixture(scope="module")
-def without_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunCommandLine]:
-    """Runs command lines where nobody answers as the database."""
+def without_database(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    """The command line where nobody answers as the database."""
     home = tmp_path_factory.mktemp("home")
-    with running_command_lines(
+    return CommandLine(
         {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "ASSISTANT_HOME": str(home / "assistant"),
             "ASSISTANT_DATABASE_URL": "postgresql://u@127.0.0.1:1/x",
         }
-    ) as run:
-        yield run
-
-
-@pytest.fixture
-def with_database(dsn: str, environment: dict[str, str]) -> Iterator[RunCommandLine]:
-    with running_command_lines({**environment, "ASSISTANT_DATABASE_URL": dsn}) as run:
-        yield run
+    )
 
 
 @fuzzed(10)
 @given(document=DOCUMENTS)
-def test_documents_pass_the_command_line(with_database: RunCommandLine, document: str) -> None:
-    assert with_database(["kv", "set", "k", document]).code == 0
-    assert digits(with_database(["kv", "get", "k"]).out) == digits(document)
+def test_documents_pass_the_command_line(assistant: CommandLine, document: str) -> None:
+    assert assistant("kv", "set", "k", document).code == 0
+    assert digits(assistant("kv", "get", "k").out) == digits(document)
 
 
 def leaves(
@@ -210,9 +203,9 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 @fuzzed(150)
 @given(words=command_lines())
 def test_every_command_line_is_understood_or_a_usage_error(
-    without_database: RunCommandLine, words: list[str]
+    without_database: CommandLine, words: list[str]
 ) -> None:
-    done = without_database(words)
+    done = without_database(*words)
     assert done.code in {0, 2, 3, 65, 66, 69, 77, 78, 124}, done
     assert "Traceback" not in done.err
     assert "internal error" not in done.err

@@ -16,7 +16,6 @@ from assistant_cli import connect
 from assistant_cli.errors import AssistantError
 from assistant_cli.redaction import without_secrets
 
-from .command_lines import running_command_lines
 from .conftest import CommandLine, eventually
 from .openai_server import MODEL, OpenAIServer, refuses_and_repeats
 from .password_server import PasswordServer
@@ -178,17 +177,17 @@ def test_no_command_that_fails_tells_a_secret(
             url = url.replace(str(password_server.port), "1")
         case "malformed":
             url = url.replace("//", "/", 1)
-    with running_command_lines({**assistant.environment, "ASSISTANT_DATABASE_URL": url}) as run:
-        for command in (
-            ["send", SAID],
-            ["kv", "set", "k", json.dumps(VALUE)],
-            ["kv", "set", "k", f'["{VALUE}'],
-            ["run"],
-            ["doctor"],
-        ):
-            done = run(command)
-            assert done.code in {65, 69, 77, 78}, done
-            assert_silent(done.out + done.err, SAID, VALUE)
+    assistant.environment["ASSISTANT_DATABASE_URL"] = url
+    for command in (
+        ["send", SAID],
+        ["kv", "set", "k", json.dumps(VALUE)],
+        ["kv", "set", "k", f'["{VALUE}'],
+        ["run"],
+        ["doctor"],
+    ):
+        done = assistant(*command)
+        assert done.code in {65, 69, 77, 78}, done
+        assert_silent(done.out + done.err, SAID, VALUE)
 
 
 def test_a_key_in_a_command_line_is_neither_logged_nor_put_on_the_board(
