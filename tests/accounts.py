@@ -88,14 +88,15 @@ def reachable(path: Path) -> bool:
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.resolve().parents)
 
 
-def ordinary_account() -> Account | None:
+def ordinary_account() -> Account:
+    """Somebody who is not root; a test for which there is nobody is skipped."""
     if not ROOT:
         return Account(pwd.getpwuid(os.geteuid()).pw_name, sys.executable, {})
     version = f"python3.{sys.version_info.minor}"
     pythons = [sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"]
     usable = [name for name in pythons if Path(name).exists() and reachable(Path(name))]
     if not usable or not reachable(LIBRARIES / "x") or not reachable(PROJECT / "x"):
-        return None
+        pytest.skip("no interpreter that an ordinary user can execute")
     nobody = pwd.getpwnam("nobody")
     switch = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
     return Account("nobody", usable[0], switch)

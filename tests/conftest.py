@@ -38,6 +38,7 @@ from .forking import Forker, is_forkable
 from .openai_server import MODEL, OpenAIServer, serving
 
 if TYPE_CHECKING:
+    from .hosting import Hold
     from .password_server import PasswordServer
 
 # Whoever starts the tests in the background, or with nohup, has them ignore signals, and all that
@@ -301,6 +302,14 @@ def talking(
 
     monkeypatch.setenv("ASSISTANT_BASE_URL", server.base_url)
     return partial(hosting, database, MODEL)
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Hold:
+    """A model that answers once the test lets it."""
+    from .hosting import Hold
+
+    return Hold(tmp_path)
 
 
 @pytest.fixture

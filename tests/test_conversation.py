@@ -28,11 +28,6 @@ ENTRY = "SELECT value -> 'conversation' FROM kv WHERE key = 'status_board'"
 IDLE = {"status": "idle", "detail": None}
 
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Hold:
-    return Hold(tmp_path)
-
-
 async def put(database: Database, text: str, conversation: str = "main") -> UUID:
     return await inbox.put_message(database, text, conversation=conversation)
 

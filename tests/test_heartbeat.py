@@ -30,11 +30,6 @@ ENTRY = "SELECT value -> 'heartbeat' FROM kv WHERE key = 'status_board'"
 IDLE = {"status": "idle", "detail": None}
 
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Hold:
-    return Hold(tmp_path)
-
-
 NEXT_TICK = "SELECT value #>> '{}' FROM kv WHERE key = 'heartbeat_next_tick_at'"
 
 

@@ -32,11 +32,6 @@ NOTHING = ("skipped", "nothing has happened since the last heartbeat")
 BERLIN_MORNING = datetime(2026, 11, 24, 6, 30, tzinfo=UTC)
 
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Hold:
-    return Hold(tmp_path)
-
-
 async def tell(database: Database, text: str = "hello") -> None:
     await inbox.put_message(database, text, conversation="main")
 

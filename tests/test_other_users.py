@@ -25,7 +25,6 @@ from .accounts import (
     LIBRARIES,
     PROJECT,
     ROOT,
-    Account,
     end_servers,
     mode,
     only_linux,
@@ -101,13 +100,6 @@ class User:
         return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def ordinary() -> Account:
-    account = ordinary_account()
-    if account is None:
-        pytest.skip("no interpreter that an ordinary user can execute")
-    return account
-
-
 def folder_for_all() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="ou-", dir="/tmp")).resolve()
     folder.chmod(0o1777)
@@ -132,7 +124,7 @@ def owner(request: pytest.FixtureRequest) -> Iterator[User]:
     """Somebody whose server is up and has been used, with a umask that forbids nothing."""
     if request.param == "root" and not ROOT:
         pytest.skip("needs root")
-    account = ordinary()
+    account = ordinary_account()
     folder = folder_for_all()
     switch = {} if request.param == "root" else account.switch
     owner = User(account.python, switch, folder / "home")
@@ -226,7 +218,7 @@ def test_a_home_of_another_user_is_not_used(owner: User, curious: User, command:
 @pytest.fixture
 def mine(place: Path) -> User:
     """An ordinary user with a home of their own that has nothing in it."""
-    account = ordinary()
+    account = ordinary_account()
     home = place / "mine"
     home.mkdir(mode=0o700)
     if ROOT:

@@ -18,12 +18,9 @@ from assistant_cli.timing import Timing, plan_at, plan_cron, plan_every
 
 from .hosting import rows
 from .test_schedules import BERLIN, HOUR, MINUTE, RUNS, SAID, SATURDAY, TURNS
+from .test_timing import wall
 
 NEW_YORK = "America/New_York"
-
-
-def wall(zone: str, text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
 
 
 async def test_a_due_time_that_comes_again_is_not_fired_again(database: Database) -> None:

@@ -23,11 +23,6 @@ IDLE = {"status": "idle", "detail": None}
 CANCELLED = "cancelled on request"
 
 
-@pytest.fixture
-def hold(tmp_path: Path) -> Hold:
-    return Hold(tmp_path)
-
-
 def turn_of(sql: psycopg.Connection[Any], agent: str = "conversation") -> int:
     """The turn that an agent executes, once there is one."""
     running = "SELECT id FROM assistant.turns WHERE outcome = 'running' AND agent = %s"
