@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 R = TypeVar("R")
 _MAX_BATCH = 500
 _LEAVE_SECONDS = 4.5
-"""How long one that hangs may hold up whoever gives it up: longer than it takes to break it off."""
+"""How long a commit that hangs may hold up whoever gives up a write of it: longer than it takes to
+cancel it on the server."""
 
 
 @dataclass
@@ -36,8 +37,8 @@ W = TypeVar("W", bound=Write)  # type: ignore[type-arg]
 class Batches(Generic[W]):
     """Hands on writes in batches, the next once the one before is committed.
 
-    `commit` tells each write of its batch what came of it; what it raises, all of them are told.
-    It leaves out those that were given up meanwhile.
+    `commit` reports to each write of its batch what came of it; an error that it raises is reported
+    to all of them. It leaves out writes that were given up meanwhile.
     """
 
     def __init__(self, commit: Callable[[list[W]], Awaitable[None]]) -> None:
@@ -47,11 +48,11 @@ class Batches(Generic[W]):
         self._committing: asyncio.Task[None] | None = None
 
     async def write(self, write: W) -> None:
-        """Have a write committed with those that come at the same time; raises what it was told.
+        """Have a write committed with those that come at the same time; raises its error.
 
-        It must not come after what is newer. One that is given up before it is begun is not
-        begun. One under way is waited for, for some seconds at most, and is broken off where
-        nobody else waits for the same commit.
+        A write that is cancelled must not be carried out after newer ones. Before its batch is
+        begun, it is left out. Once its commit is under way, this waits for the end of that, for
+        some seconds at most; where nobody else waits for the same commit, that is cancelled.
         """
         self._pending.append(write)
         if self._committing is None:

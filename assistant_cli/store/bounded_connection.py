@@ -1,4 +1,4 @@
-"""A connection whose waits end: what is given up is broken off on the server."""
+"""A connection whose waits have an end: a statement that is given up is cancelled on the server."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from psycopg.rows import TupleRow
 RV = TypeVar("RV")
 
 _BREAK_OFF_SECONDS = 2.0
-"""How long one that hangs may hold up whoever gives it up."""
+"""How long a cancellation that gets no answer may hold up whoever gives up."""
 
 
 class BoundedConnection(AsyncConnection[TupleRow]):
-    """A connection that is closed when whoever waits for it gives up, or is cancelled.
+    """A connection that is closed when a wait for it passes its deadline, or is cancelled.
 
-    Before that the server is asked to break off what it does, and its answer is waited for, so
-    that it cannot do it after what is newer. Nor need psycopg look around every tenth of a second,
-    as it does for other ways to be interrupted.
+    Before it is closed, the server is asked to cancel the statement, and its answer is waited for:
+    an old write must not be carried out after a newer one. As that ends every wait, psycopg need
+    not wake up every tenth of a second to see whether it was interrupted.
 
-    `backend`: what the server's process is known by; "" where that is not known.
-    `pooled`: a pooler such as PgBouncer may serve each transaction by another backend: nothing
-    is prepared, and notifications do not arrive.
-    `unconfirmed`: a commit of it is on this server alone, where standbys should have it as well.
-    `deadline`: the time, of time.monotonic, at which whoever waits for it gives up.
-    `unanswered`: what was given up may still be done: the server has not answered. It passes over
-    a request to break off what it has not read yet.
+    Attributes:
+        backend: which process of the server serves it; "" where that is not known.
+        pooled: a pooler such as PgBouncer may serve each transaction by another backend: nothing
+            is prepared, and notifications do not arrive.
+        unconfirmed: a commit of it is on this server alone, where standbys should have it as well.
+        deadline: when waits for it end, by time.monotonic.
+        unanswered: the server has not answered the request to cancel, and may still carry out the
+            statement: it ignores a request that comes before it has read the statement.
     """
 
     backend = ""
@@ -70,7 +71,7 @@ class BoundedConnection(AsyncConnection[TupleRow]):
             raise TimeoutError from None
 
     async def _give_up(self, gen: PQGen[RV]) -> None:
-        """Have the server break off what it does, and close the connection."""
+        """Have the server cancel what it does, and close the connection."""
         try:
             if self._is_active():
                 with suppress(psycopg.Error):
@@ -83,7 +84,7 @@ class BoundedConnection(AsyncConnection[TupleRow]):
         return self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
 
     async def _break_off(self, gen: PQGen[RV]) -> None:
-        """Ask the server to break off what it does, and wait until it has answered."""
+        """Ask the server to cancel what it does, and wait until it has answered."""
         end = monotonic() + _BREAK_OFF_SECONDS
         # Where libpq is older than 17, this raises, and the server notices within two seconds.
         request = self.pgconn.cancel_conn()
@@ -102,7 +103,10 @@ class BoundedConnection(AsyncConnection[TupleRow]):
 
 
 def _resumed(gen: PQGen[RV]) -> PQGen[RV]:
-    """Go on with what waits already, as if nothing were ready: one that sends refuses next()."""
+    """Go on with a generator that is under way, telling it that nothing is ready yet.
+
+    `wait_async` begins with next(), which a generator that waits to send does not accept.
+    """
     ready: int = waiting.READY_NONE
     try:
         while True:
@@ -113,9 +117,9 @@ def _resumed(gen: PQGen[RV]) -> PQGen[RV]:
 
 
 async def _to_its_end(sending: Coroutine[None, None, None]) -> None:
-    """Await it also past a cancellation: PgBouncer 1.18 dies of a request that is cut off."""
+    """Await it to its end, even if cancelled: PgBouncer 1.18 crashes on a request cut short."""
     task = asyncio.create_task(sending)
-    # Looked at, or its error would be told as one that nobody looked at.
+    # Or asyncio would log that its exception was never retrieved.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.shield(task)

@@ -29,13 +29,16 @@ _END_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 """How long one use of a connection may take before the database counts as unreachable."""
 
-# The server ends, or is read-only since a failover: what else is open to it is no better.
+# SQLSTATEs of a server that shuts down, or is read-only since a failover: the other connections
+# to it are of no more use.
 _GONE = ("08", "57P", "25006")
-# A process that is stopped in a transaction must not keep others from taking over. Who waits for
-# a lock must see what was committed meanwhile. psycopg reads dates of one style only. Who has
-# given up must not go on waiting for a lock, or the server fills while its commits wait for
-# standbys; only on Windows can it not look. A pooler between us and the server tells another
-# backend than the one that answers.
+# What a session is set up with, and why, in the order of the query:
+# - The pid tells a pooler: it announces another backend than the one that answers.
+# - A process that is suspended within a transaction must not keep others from taking over.
+# - Whoever waits for a lock must see what was committed meanwhile.
+# - psycopg reads dates of one style only.
+# - A client that has gone must not go on waiting for a lock: while commits wait for standbys, the
+#   server would run out of connections. On Windows a server cannot check that.
 _SESSION = """
 SELECT pg_backend_pid(),
     (SELECT pid || ' ' || extract(epoch FROM backend_start)
@@ -55,11 +58,11 @@ WHERE pid || ' ' || extract(epoch FROM backend_start) = ANY (%(backends)s)
 class Database:
     """A few connections to one database, opened when needed and reused.
 
-    A pool of its own would hide why a connection failed behind a time-out, and a command that
-    asks one question would pay for its workers.
+    Not psycopg's pool: that hides the reason of a failed connection behind a time-out, and starts
+    workers, which a command with a single query would pay for.
 
-    `losses`: how often a follower lost its connection. Where a failover came between, what was
-    committed before may be gone.
+    `losses`: how often a follower lost its connection. Each time there may have been a failover,
+    in which what was committed last was lost.
     """
 
     def __init__(
@@ -135,8 +138,8 @@ class Database:
     async def connection(self, patience: float = PATIENCE_SECONDS) -> AsyncIterator[Connection]:
         """Lend a connection in autocommit; `patience` in seconds bounds the waiting for answers.
 
-        What was given up has been broken off by then, or its session is ended first: it must not
-        come after what is newer.
+        Whatever this process has given up before is over by then; where that is not certain, its
+        session is terminated first. An old write must not be carried out after a newer one.
 
         Raises:
             AssistantError: what the database said, as one of the program's own errors.
@@ -188,19 +191,20 @@ class Database:
         await self._close_idle()
 
     async def _end_given_up(self) -> None:
-        """Whoever is told that it was given up must not be followed by it, whatever they use.
+        """Terminate, on a connection of its own, the session of a statement just given up.
 
-        Where that fails, the next use of this database tries again.
+        It must not be carried out after the caller was told that it failed. Where this fails, the
+        next use of this database tries again.
         """
         with suppress(AssistantError, psycopg.Error, TimeoutError):
             async with asyncio.timeout(_END_SECONDS), await self._connect() as connection:
                 await self._end_unanswered(connection)
 
     async def _end_unanswered(self, connection: Connection) -> None:
-        """End sessions that may not have read yet what they were asked to break off."""
+        """Terminate sessions that have not answered a request to cancel."""
         if self._unanswered:
             backends = list(self._unanswered)
-            # Who acts in another role than the one that logged in may not.
+            # A session in another role than that of its login (SET ROLE) may not terminate those.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 await connection.execute(_END, {"backends": backends})
             self._unanswered.difference_update(backends)
@@ -254,7 +258,7 @@ async def _set_up(connection: BoundedConnection) -> BoundedConnection:
 
 
 async def _make_room_for_hints(connection: Connection) -> None:
-    """Have the server forget what all have read: full, it does so only for who asks how full."""
+    """Have the server drop notifications that all have read: when full, only this query does so."""
     with suppress(psycopg.Error, TimeoutError):
         await connection.execute("SELECT pg_notification_queue_usage()")
 
