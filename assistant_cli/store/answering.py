@@ -35,7 +35,8 @@ _SQL = load_queries(__file__)
 
 MAX_ATTEMPTS = 3
 MAX_INTERRUPTED_ATTEMPTS = 10
-"""Whoever was killed is seldom at fault; a message that ends its process again and again is."""
+"""More than MAX_ATTEMPTS: that a process was killed is seldom the fault of the message it answered,
+but one that kills its process each time must be given up in the end."""
 RETRY_DELAY = timedelta(seconds=5)
 """The pause before the second attempt; the next pause is three times as long."""
 
@@ -52,10 +53,10 @@ class _Answer(Write[bool]):
 
 
 class Worker:
-    """What a worker begins and answers; the board tells it in the same commits.
+    """Begins and answers the turns of a worker; the same commits put them on the board.
 
-    `seconds_to_next`: in how many seconds, at the last look, a waiting message could be tried;
-    None: none waited; infinite: all of them waited for turns that ran in their conversations.
+    `seconds_to_next`: in how many seconds, as of the last claim, a waiting message can be tried;
+    None: none waits; infinite: all of them wait for turns that run in their conversations.
     """
 
     def __init__(self, board: StatusBoard, agent: str) -> None:
@@ -127,11 +128,11 @@ class Worker:
                 await announce(connection)
             reach("effects.before")
         reach("effects.after")
-        # Not within it: all who write the board would wait for this process to commit.
+        # After the transaction: within it, the board would be locked until this process commits.
         await self.show(IDLE)
 
     async def _keep_batch(self, batch: list[_Answer]) -> None:
-        """Keep them in one statement; one that is not kept is told so."""
+        """Keep them in one statement; the result of each is whether it was kept."""
         async with self._board.shown_by(self._agent) as tell:
             async with self._database.connection() as connection:
                 if not (batch := still_wanted(batch)):

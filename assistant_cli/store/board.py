@@ -105,7 +105,7 @@ class StatusBoard:
         before = self._told
         async with self.database.connection() as connection:
             row = await (await connection.execute(_SQL["read"])).fetchone()
-        # What was written meanwhile may be newer than what was found.
+        # Entries that this process committed during the read may be newer than what it found.
         last = self._last_told.items()
         newer = {agent: entry for agent, (told, entry) in last if told > before}
         self._entries = {**_entries_of(row), **newer}
@@ -123,12 +123,12 @@ class StatusBoard:
             found = _entries_of(row)
             said = [agent for agent in held if agent in self._entries]
             wrong = [agent for agent in said if found.get(agent) != self._entries[agent]]
-            # At once, or an update that waits, which is newer, might come before.
+            # Under the same lock: else a newer update that waits might be written first.
             updates = [self._make_update(agent, self._entries[agent]) for agent in wrong]
             try:
                 await self._put(updates)
             finally:
-                # Looked at in any case, or it would be told as an error that nobody looked at.
+                # Retrieved in any case, or asyncio would log that it never was.
                 refusals = [u.written.exception() for u in updates if u.written.done()]
         for refusal in filter(None, refusals):
             raise refusal
@@ -136,11 +136,12 @@ class StatusBoard:
 
     @asynccontextmanager
     async def shown_by(self, agent: str) -> AsyncIterator[Callable[[dict[str, Any] | None], None]]:
-        """Let a statement that changes more put the agent's entry on the board as well.
+        """Show in memory an entry that a statement of the caller's writes among other things.
 
-        Yields what is to be told of the entry once it is committed; None where there is none.
+        Yields a function to call with the entry once it is committed, or with None where the
+        statement wrote none.
         """
-        # No other entry of this process may be committed between that one and its being told of.
+        # Locked: else an entry committed after that one might be shown in memory before it.
         async with self._writing:
 
             def tell(entry: dict[str, Any] | None) -> None:
@@ -170,7 +171,7 @@ class StatusBoard:
         self._entries[agent] = entry
 
     async def _commit(self, batch: list[_Update]) -> tuple[list[_Update], set[str]]:
-        """Write those still wanted in one statement; which, and whose updates were refused."""
+        """Write the updates still wanted in one statement; returns them, and the agents refused."""
         async with self.database.connection() as connection:
             while batch := still_wanted(batch):
                 query, parameters = _statement(batch)
@@ -181,7 +182,7 @@ class StatusBoard:
                 assert row is not None
                 if row[0] is not None:
                     return batch, set(row[0])
-                # It waited for another's commit in vain.
+                # The statement gave up waiting for the commit of another process.
                 await asyncio.sleep(_AGAIN_SECONDS)
         return [], set()
 
@@ -203,7 +204,7 @@ def _statement(batch: list[_Update]) -> tuple[str, dict[str, Any]]:
 
 
 def _rounds(updates: list[_Update]) -> list[dict[str, dict[str, str | None]]]:
-    """The entries in their order, each agent once in each round and in the first that it may."""
+    """The entries in rounds to be written one after the other, each agent once in a round."""
     rounds: list[dict[str, dict[str, str | None]]] = [{}]
     for update in updates:
         for entries in rounds:
@@ -299,7 +300,7 @@ async def create_status_board(database: Database, lease: Lease | None = None) ->
         for agent in agents:
             await forget_dead_holder(database, agent)
     updates = [board.update(agent, IDLE) for agent in agents]
-    # All of them end before this does, also where one is refused.
+    # With return_exceptions, so that all have ended when this returns, also where one is refused.
     for result in await asyncio.gather(*updates, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

@@ -28,7 +28,7 @@ async def apply_effect(
     """Do what a turn changes besides what it says, as part of the caller's transaction.
 
     Args:
-        number: which of the turn's effects it is, where several bear the same time.
+        number: which of the turn's effects it is; it tells notes of the same time apart.
         message: what was answered, where anything was; it gives a note its time.
     """
     conversation = turn.conversation or MAIN_CONVERSATION

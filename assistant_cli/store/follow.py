@@ -52,8 +52,8 @@ async def follow(
     """Yield what `read` returns, at once and after every change; outlives lost connections.
 
     `read` gets the payloads that arrived since its last call, or None for "anything may have
-    changed", and returns None where nothing did. It may be called in vain. `standby`: one will
-    do, although it may be behind; whoever writes as well needs the primary.
+    changed", and returns None where nothing did. It may be called although nothing changed.
+    `standby`: also follow a standby, which may be behind; not for a `read` that writes.
 
     Raises:
         AssistantError: the first connection fails, or a later one for a reason that waiting
@@ -83,7 +83,7 @@ async def follow(
 async def _states(
     connection: Connection, channel: str, read: Read[T], poll: float, standby: bool
 ) -> AsyncGenerator[T]:
-    """Yield on one connection; ends where it was let go."""
+    """Yield on one connection; ends where that was closed during a yield."""
     now = asyncio.get_running_loop().time
     payloads: list[str] = []
     look_at_all = now()
@@ -139,10 +139,10 @@ async def listen(connection: Connection, channel: str, *, standby: bool) -> bool
 
 @contextmanager
 def _let_go_while_busy(connection: Connection) -> Iterator[None]:
-    """Close a connection while whoever follows is long busy with what it was given.
+    """Close the connection if the follower takes long over a state that it was given.
 
-    Nobody reads it then. Once its buffers are full the server keeps for it what all sessions
-    announce, until its queue is full and commits fail.
+    Nobody reads the connection meanwhile. Once its buffers are full, the server has to keep the
+    notifications of all sessions for it, until its queue is full and commits fail.
     """
     timer = asyncio.get_running_loop().call_later(_BUSY_SECONDS, connection.pgconn.finish)
     try:

@@ -56,7 +56,7 @@ async def _is(query: str, database: Database) -> bool:
 
 
 async def notifications_arrive(database: Database) -> bool:
-    """Whether a notification sent on one connection reaches another; none does on a standby."""
+    """Whether a notification sent on one connection reaches another; on a standby none does."""
     token = uuid4().hex
     async with database.connection() as listener, listener:
         if not await listen(listener, "assistant_probe", standby=True):

@@ -53,8 +53,8 @@ async def follow_messages(
 class _Reader:
     """Remembers which of the latest messages it has seen.
 
-    A place is taken before the commit, so that "later than the last one seen" would skip what
-    is committed late.
+    To read what is later than the last one seen would not do: a message takes its place before it
+    is committed, and one that is committed late would be skipped.
     """
 
     def __init__(self, conversation: str | None, limit: int) -> None:

@@ -30,7 +30,7 @@ CHANNEL = "assistant_messages"
 SENT = "sent"
 """The hint that a message may be begun, and nothing else has changed."""
 ANSWERED = "answered"
-"""The hint that messages were answered; that others may be begun now is a hint of its own."""
+"""The hint that messages were answered. That others may be begun now is hinted separately."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ async def put_message(
     try:
         first = await _put(database, parameters)
     except DatabaseUnreachableError:
-        # It may have been kept; under the same id it is not kept again.
+        # Whether it was kept is not known; under the same id it is not kept twice.
         first = await _put(database, parameters)
     if first is None or (first[1], first[2]) != (conversation, content):
         raise ConflictError(f"another message was sent under the id {external_id!r}")
@@ -208,7 +208,7 @@ async def announce(connection: Connection) -> None:
 async def take_unreported(connection: Connection, patience: timedelta) -> list[Message]:
     """Messages not reported yet that failed or wait longer than `patience`, oldest first.
 
-    Who cancelled one knows of it.
+    Without those that were cancelled: whoever did so knows. What is returned counts as reported.
     """
     cursor = connection.cursor(row_factory=class_row(Message))
     await cursor.execute(_SQL["unanswered"], {"patience": patience, "cancelled": turns.CANCELLED})

@@ -62,8 +62,8 @@ async def acquire(database: Database, agents: Sequence[str]) -> Lease:
     identity = own_identity()
     async with database.transaction() as connection:
         known = await read_holders(connection, agents)
-        # Whoever only looks must not lock a lease: frozen with it, it would keep the holder from
-        # renewing, and the others from taking over.
+        # Looked at without a lock first: a process that is suspended while it holds one would keep
+        # the holder from renewing its lease, and others from taking over.
         if any(holder.live and not holder.gone for holder in known):
             raise _held(known)
         cursor = await connection.execute(
@@ -121,14 +121,15 @@ async def release(database: Database, lease: Lease, *, settle: bool = False) -> 
     """Give the agents back, so that another process may take them at once.
 
     Args:
-        settle: what is still begun is interrupted, and what the board calls running idle.
+        settle: also close turns that are still open as interrupted, and write idle where the
+            board still says running.
     """
     async with database.transaction() as connection:
         parameters = {"agents": list(lease.agents), "token": lease.token}
         cursor = await connection.execute(_SQL["release"], parameters)
         released = [row[0] for row in await cursor.fetchall()]
         if settle:
-            # A turn that was begun, and given up, may be committed after the agent's last word.
+            # A statement that was given up may have begun a turn after the agent's last update.
             await connection.execute(_SQL["interrupt_open"], {**parameters, "agents": released})
             await connection.execute(_SQL["show_idle"], {"agents": released})
         await connection.execute(_SQL["announce"])
@@ -147,7 +148,8 @@ async def guard(connection: Connection, agent: str, token: int, *, alone: bool =
     """Make sure, until the transaction ends, that this process may write for the agent.
 
     Args:
-        alone: wait for what it has under way, also for what it has given up, and see it.
+        alone: wait first for all other transactions that write for the agent, also for those that
+            this process has given up, so that what they committed is seen.
 
     Raises:
         LeaseLostError: another process holds the agent.

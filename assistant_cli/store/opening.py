@@ -51,7 +51,7 @@ async def open_database(
     database = Database(configured_dsn(settings), revive=revive)
     try:
         version = await _version(database)
-        # The lock of migrations, which any user of the server can hold, is not for everyday use.
+        # Only if need be: any user of the server can hold the lock of migrations.
         if version < LATEST_VERSION and (setup or (settings.embedded and version == 0)):
             await migrate(database)
         else:

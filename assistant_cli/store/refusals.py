@@ -17,7 +17,7 @@ from ..errors import (
 )
 
 _QUEUE_FULL = "AS001"
-"""Raised by the schema itself: assistant.limit_waiting."""
+"""The SQLSTATE that the schema's own trigger function raises, assistant.limit_waiting."""
 READ_ONLY = (
     "this server is read-only, for all or for this user: use the primary's address where it is a "
     "standby, else have default_transaction_read_only off"

@@ -18,7 +18,7 @@ from .queries import load_queries
 _SQL = load_queries(__file__)
 CHANNEL = "assistant_kv"
 _AFTER_ALL_KEYS = "\U0010ffff" * 129
-"""Longer than a key may be, so that it comes after all of them."""
+"""More bytes than a key may have, all of them the largest: it comes after every key."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class _Watcher:
 def key_range(prefix: str) -> dict[str, str]:
     """The range of keys, `start` to before `end`, that have a prefix.
 
-    An end that is open is none: a prepared query that allows for it reads all keys from the
-    start on. UTF-8 byte order is code point order, so the end is the prefix with its last
-    character stepped up, over the surrogates, which no text holds.
+    There is always an end: a query for which it were optional would, once prepared, read all keys
+    from the start on. UTF-8 byte order is code point order, so the end is the prefix with its last
+    character replaced by the next one, leaving out the surrogates, which no text holds.
     """
     stem = prefix.rstrip("\U0010ffff")
     if not stem:
