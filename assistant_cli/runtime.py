@@ -313,7 +313,7 @@ async def _leave(database: Database, board: StatusBoard | None, lease: Lease) ->
         async with asyncio.timeout(_LAST_WRITES_SECONDS):
             writes = [board.update(agent, IDLE) for agent in lease.agents] if board else []
             results = await asyncio.gather(*writes, return_exceptions=True)
-            # What was lost to another process stays with it; the rest must not wait to lapse.
+            # Also where one agent was taken over: the others must not wait for the lease to lapse.
             await leases.release(database, lease, settle=True)
         for refused in filter(None, results):
             raise refused

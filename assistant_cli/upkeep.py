@@ -73,9 +73,10 @@ async def keep_lease(database: Database, lease: Lease) -> None:
 
 
 async def _follow_news(host: Host, agents: list[Agent]) -> None:
-    """Wake the agents for a new time, a wanted tick or a lost connection; some for messages.
+    """Wake the agents that have something to do.
 
-    Where one answers messages, those of a worker that is gone are given back first.
+    All of them for a new due time, a requested tick or a lost connection, and those that answer
+    messages for messages. The messages of a worker that is gone are given back first.
     """
     database, token = host.database, host.lease.token
     answering_ones = [agent for agent in agents if isinstance(agent, ConversationAgent)]
@@ -126,7 +127,7 @@ async def _follow_patiently(
     *,
     poll: float = POLL_SECONDS,
 ) -> None:
-    """Act on what is read, also where the database is away from the start."""
+    """Act on what is read; unlike `follow`, also outlive a first connection that fails."""
     while True:
         with suppress(DatabaseUnreachableError):
             async with aclosing(follow(database, channel, read, poll=poll)) as states:

@@ -1,1 +1,1 @@
-"""The two agents, and the loop they share."""
+"""What an agent is, the two that are built in, and the loop that every agent runs in."""

@@ -66,7 +66,7 @@ class ConversationAgent:
     ) -> None:
         entry = self._host.board.get_entry(self.name)
         true = entry["status"] == "running" if running and entry else entry == at_rest
-        # Which turns run is shown as they begin and are answered.
+        # Where turns begin and are answered, the same statements write the board.
         if anew or not true:
             await self._worker.show(at_rest)
 
@@ -112,7 +112,7 @@ class ConversationAgent:
         try:
             await fail(replies=progress.obeyed)
         except BadDataError:
-            # Most likely it failed because the database refuses one of them.
+            # Most likely the turn failed because the database refuses one of the replies.
             await fail()
         self._progress.pop(turn.id, None)
 
@@ -129,7 +129,7 @@ class ConversationAgent:
 
     @property
     def waits_for_turns(self) -> bool:
-        """Whether all that waits does so for turns, which may be another worker's."""
+        """Whether every waiting message waits for a turn to end, perhaps another worker's."""
         return self._worker.seconds_to_next == inf
 
     def wake(self) -> None:

@@ -46,8 +46,9 @@ class Interval:
     def first(self, last: datetime | None, now: datetime) -> datetime:
         """When to tick first, anchored to the last tick.
 
-        An anchor in the future is a clock that was set back. A little is waited for; else one
-        that is far off would put the tick off with every restart.
+        A last tick in the future means that the clock was set back since. Where it is less than
+        `length` ahead, the tick is `length` from now; further ahead it is at once, or each restart
+        would put it off again.
         """
         if last is None or last > now + self.length:
             return now
@@ -81,7 +82,7 @@ class CronLine:
         return plan_cron(self.line, self.zone or host_zone(now), now).due_at
 
     def corrected(self, tick: datetime, now: datetime) -> datetime:
-        """The same tick: a time of day that comes again is not another time."""
+        """The same tick: a time of day that comes again, as the clock was set back, is the same."""
         del now
         return tick
 
@@ -116,7 +117,8 @@ class AgentDefinition:
         try:
             said = await self.work(turn)
         except (DatabaseUnreachableError, LeaseLostError) as problem:
-            # It may be another database; and what the function has done, it must not do again.
+            # Not tried again, as the loop does: the function may have used a database of its own,
+            # and what it has done already it must not do twice.
             raise AgentFailedError(str(problem)) from problem
         except AssistantError:
             raise
@@ -142,7 +144,7 @@ def _describe(problem: BaseException) -> str:
     try:
         text = str(problem)
     except BaseException:
-        # What is raised by what was raised ends no more than the turn either.
+        # An exception whose text cannot be made must not end more than the turn either.
         text = ""
     what = f"{type(problem).__name__}: {text}".partition("\n")[0].removesuffix(": ")
     return f"{what} ({Path(place.filename).name} line {place.lineno})"
@@ -200,7 +202,7 @@ def _check_name(name: str) -> str:
 
 def _timetable(every: str | None, cron: str | None, tz: str | None) -> Interval | CronLine | None:
     if cron is not None:
-        # In any zone, a line that is none is found out now and not in the middle of the night.
+        # A malformed line is refused now, and not when its time comes; any zone and time will do.
         plan_cron(cron, tz or "UTC", datetime.fromisoformat("2026-01-01T00:00Z"))
         return CronLine(cron, tz)
     length = None if every is None else parse_interval(every)
@@ -241,6 +243,6 @@ def load_agent(reference: str) -> AgentDefinition:
     except ValueError as error:
         raise ConfigurationError(f"{reference}: {error}") from None
     if isinstance(found.timetable, CronLine) and found.timetable.zone is None:
-        # Its name may not be known any more when the next tick is planned.
+        # The host's zone is looked up once: later its name may not be known any more.
         return replace(found, timetable=replace(found.timetable, zone=host_zone(now)))
     return found

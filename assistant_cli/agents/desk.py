@@ -60,7 +60,7 @@ class TurnDesk:
         now = asyncio.get_running_loop().time()
         if now >= self._shown_at + _SHOW_SECONDS:
             self._shown_at = now
-            # Only for those who watch: the turn does not depend on it.
+            # Only those who watch miss it where it fails: the turn goes on.
             with suppress(AssistantError):
                 await turns.show_partial_reply(self._host.database, self._turn, self._said)
 

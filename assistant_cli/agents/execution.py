@@ -31,7 +31,7 @@ def names(agent: Agent, turn: Turn) -> dict[str, object]:
 
 
 async def give_up(agent: Agent, turn: Turn) -> None:
-    """Close a turn that is cancelled; what does not succeed here, the next holder does."""
+    """Close a turn that is cancelled; where that fails, the agent's next holder closes it."""
     try:
         async with asyncio.timeout(_RELEASE_SECONDS):
             await agent.fail(turn, "interrupted", "stopped before it was finished")
@@ -96,7 +96,7 @@ async def _execute_cancellably(agent: Agent, host: Host, turn: Turn) -> Finish:
     try:
         await asyncio.wait({task})
     finally:
-        # Whoever is asked to end it takes it out first.
+        # `Host.cancel` takes a turn out before it cancels it.
         asked = host.executing.pop(turn.id, None) is None
         if not task.done():
             await _end(agent, host, turn, task)
@@ -112,11 +112,11 @@ async def _end(agent: Agent, host: Host, turn: Turn, task: asyncio.Task[Finish])
         await asyncio.wait({task}, timeout=_RELEASE_SECONDS)
     finally:
         if task.done():
-            # Looked at, or its error would be told as one that nobody looked at.
+            # Or asyncio would log that the exception was never retrieved.
             _ = task.cancelled() or task.exception()
         else:
             log.error("%s: turn %d goes on past its end", agent.name, turn.id)
             host.stuck[agent.name] = task
-            # The end of the program must not wait for it either.
+            # Else asyncio.run would wait for it at the end of the program.
             _unregister_task(task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]

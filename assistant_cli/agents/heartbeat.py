@@ -68,8 +68,8 @@ class Limits:
 class HeartbeatAgent(TimedAgent):
     """A timed agent that also fires reminders and schedules, when they are due.
 
-    They come between ticks as well, while it reflects, and where there are no ticks. The model
-    is asked only if something happened since the last tick, or somebody asked for the tick.
+    These also come between ticks, while it reflects, and where the heartbeat is off. The model is
+    asked only if something happened since the last tick, or somebody asked for the tick.
     """
 
     def __init__(self, host: Host, definition: AgentDefinition, limits: Limits) -> None:
@@ -114,7 +114,7 @@ class HeartbeatAgent(TimedAgent):
     def _delivery(self, turn: Turn) -> Finish:
         host = self._host
         now = host.clock.now()
-        # What came due while this agent was at work was not missed, only late.
+        # What came due while this agent was busy is late, and does not count as missed.
         on_time_from = min(now, self._busy_since or now) - firing.GRACE
         return lambda: heartbeat.deliver(host.database, host.lease.token, turn, now, on_time_from)
 
@@ -171,7 +171,7 @@ class HeartbeatAgent(TimedAgent):
             yield
         finally:
             task.cancel()
-            # What fails here is tried again, and told, after the thought.
+            # A delivery that failed here is tried again by the loop, which reports it.
             await asyncio.gather(task, return_exceptions=True)
 
     async def _deliver_until_cancelled(self) -> None:

@@ -31,7 +31,7 @@ class Host:
         concurrency: how many conversations are answered at a time.
         until_idle: agents leave when they have nothing to do.
         executing: the turns that execute, by id.
-        stuck: what goes on although its turn has ended, by the agent's name.
+        stuck: tasks that ignored their cancellation and go on, by the agent's name.
     """
 
     database: Database
@@ -49,7 +49,7 @@ class Host:
 
     def cancel(self, turn_id: int) -> None:
         """Cancel a turn that executes here; any other is left alone."""
-        # Once: a second time would cut short the ending of what the turn has started.
+        # Only once: a second cancellation would interrupt the turn's own clean-up.
         task = self.executing.pop(turn_id, None)
         if task is not None:
             task.cancel()
@@ -67,7 +67,7 @@ class Agent(Protocol):
     concurrency: int
 
     async def recover(self, running: Collection[int]) -> None:
-        """Close the turns that an earlier holder left open, and all but those that run here."""
+        """Close the turns that are open and do not run here, such as those of an earlier holder."""
 
     async def claim(self, limit: int) -> Sequence[Turn]:
         """The next turns, recorded as running; none where there is nothing to do."""
@@ -75,9 +75,10 @@ class Agent(Protocol):
     async def show(
         self, running: Sequence[Turn], at_rest: Mapping[str, str | None], *, anew: bool = False
     ) -> None:
-        """Put on the board what is true, where it is not there: `at_rest` while no turn runs.
+        """Correct the agent's entry on the board if it is not true: `at_rest` while no turn runs.
 
-        `anew`: turns have ended otherwise than by their replies, or something else was put there.
+        `anew`: it may be wrong although it looks right, since a turn ended without a reply, or
+        something else was written there.
         """
 
     async def execute(self, turn: Turn) -> Finish:

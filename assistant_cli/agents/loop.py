@@ -1,7 +1,7 @@
 """The loop that every agent runs in: claim turns, execute them, wait.
 
-What an agent does stands on the board before it does it, and no longer than it does it. While the
-database is away, the loop waits with what it has.
+The board shows what an agent does from before it begins until it has ended. While the database is
+away, the loop waits, and its turns go on.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Loop:
         room = agent.concurrency - len(self._running)
         if host.stopping.is_set() or self._resting or not room:
             return ()
-        # A failover may have lost that a turn has ended; nobody would end it again.
+        # A failover may have lost the commit that ended a turn: it would stay open for good.
         losses = host.database.losses
         if self._recovered != losses:
             await agent.recover(self._running.keys())
@@ -95,7 +95,7 @@ class _Loop:
         agent, host = self._agent, self._host
         if self._ended.is_set():
             return True
-        # A signal, or a loss, that came during the claim has woken nobody who would wait here.
+        # A signal, or a lost connection, during the claim came before this waits, and woke nobody.
         if not host.stopping.is_set() and len(self._running) < agent.concurrency:
             if self._resting:
                 await self._rest()
@@ -109,14 +109,14 @@ class _Loop:
     async def _rest(self) -> None:
         """Pause after a failure, longer each time in a row."""
         await self._pause(self._failed_in_a_row)
-        # One that ended meanwhile is shown first.
+        # A turn that ended during the pause is shown first; then the pause goes on.
         self._resting = self._ended.is_set()
 
     async def _bear(self, error: DatabaseUnreachableError) -> None:
         if not self._unreachable:
             name = self._agent.name
             log.warning("%s: waiting for the database: %s", name, error, extra={"agent": name})
-        # The claim may have been committed all the same; then nobody executes that turn.
+        # The claim may have been committed all the same: `recover` closes a turn that nobody runs.
         self._recovered = None
         self._unreachable += 1
         await self._pause(self._unreachable)
@@ -143,7 +143,7 @@ class _Loop:
         del self._running[turn.id]
         if failed:
             self._failed += 1
-            # What was to be delivered is put off by itself, and holds up no other.
+            # A delivery needs no pause: a schedule that failed has a later time to be tried again.
             if turn.trigger not in {"reminder", "schedule"}:
                 self._failed_in_a_row += 1
                 self._resting = True
@@ -161,7 +161,7 @@ class _Loop:
         )
 
     async def _show_failure(self) -> None:
-        """Show it, if only for a moment where other turns go on: the timeline keeps it."""
+        """Show a failure also where other turns go on, for a moment: the timeline keeps it."""
         entry = self._at_rest
         await patiently(lambda: self._host.board.update(self._agent.name, entry))
         await self._show(anew=True)
@@ -191,7 +191,7 @@ def _without_messages(error: str, turn: Turn) -> str:
     reason = " ".join(error.split())
     said = (line for message in turn.messages for line in message.content.splitlines())
     for words in filter(None, (" ".join(line.split()) for line in said)):
-        # A message has up to 100,000 lines, and an expression is slow to make.
+        # Looked for first: a message has up to 100,000 lines, and compiling a pattern is slow.
         if words in reason:
             reason = re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "[the message]", reason)
     return reason

@@ -17,7 +17,7 @@ from .turn_context import TurnContext
 log = logging.getLogger(__name__)
 
 _STEADY = timedelta(minutes=1)
-"""By how much a clock may be set back, as it is now and then, without anybody taking notice."""
+"""A clock set back by less than this, as happens now and then, changes nothing."""
 
 
 class TimedAgent:

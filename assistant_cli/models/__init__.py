@@ -36,7 +36,7 @@ class Desk(Protocol):
         """A piece of the reply has come."""
 
     async def call(self, name: str, arguments: str, work: Callable[[], Awaitable[str]]) -> str:
-        """Run a tool call, the one place that does: `work` if it may; what the model is told."""
+        """Do the work of a tool call, and keep both; returns what the model is told."""
 
 
 class EmptyDesk:

@@ -129,7 +129,7 @@ async def _communicate(running: _Running, prompt: bytes) -> tuple[bytes, bytes]:
         _, stdout, stderr = await talk
         await ended
     finally:
-        # Looked at, or its end would be told as an error that nobody looked at.
+        # Or asyncio would log that its exception was never retrieved.
         talk.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         talk.cancel()
         ended.cancel()
