@@ -47,15 +47,15 @@ async def run_command(
 ) -> Ended:
     """Run a command to its end.
 
-    SIGTERM and SIGHUP are passed on; the terminal's Ctrl-C reaches the command by itself. What
-    this process was started with, its open files and the signals to ignore, the command has too.
+    SIGTERM and SIGHUP are passed on; the terminal's Ctrl-C reaches the command by itself. The
+    command inherits the open files of this process and the signals that it ignores.
     `stdin`: what it reads; None: this process's own.
 
     Raises:
         CommandNotFoundError, CommandNotExecutableError: it cannot be started.
     """
     signals = _Signals()
-    # What is ignored, as after nohup, would be no more in the command.
+    # To handle a signal that is ignored, as under nohup, would make the command hear it again.
     with handling(unless_ignored(*_CAUGHT), signals.catch):
         process = await _start(command, env, None if stdin is None else asyncio.subprocess.PIPE)
         signals.pass_on_to(process)
@@ -81,7 +81,8 @@ async def _end(process: Process) -> None:
 def _send(process: Process, number: int) -> None:
     """Send a signal to a command, unless it has ended.
 
-    The way of asyncio asks the kernel for that, and takes the exit code from who waits for it.
+    Not by asyncio's Process.send_signal: it polls the child first, and the exit code that it takes
+    there is lost to whoever waits for it.
     """
     if process.returncode is None:
         with suppress(ProcessLookupError):

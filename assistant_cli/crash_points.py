@@ -1,8 +1,8 @@
 """Named points at which a test lets the process die, as `kill -9` would.
 
 `ASSISTANT_CRASH_AT=claim.before` dies the first time that point is reached, `claim.before:3` the
-third time. `before` and `after` are of a commit, or of what else others can see. Only tests set
-it; without it, reaching a point does nothing.
+third time. `.before` and `.after` mean before and after a commit, or whatever else makes a step
+visible to others. Only tests set the variable; without it, reaching a point does nothing.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ class _Start:
             await self._patience.pause()
 
     async def _launch(self) -> subprocess.Popen[bytes] | None:
-        """Start the server; None if one came up meanwhile, by a command that was killed then."""
+        """Start the server; None if a command that was killed since has started one already."""
         from . import server_process
 
         account = server_account.server_account(self._data)
@@ -228,8 +228,9 @@ class _Start:
     async def _way_is_clear(self) -> bool:
         """Wait for what a killed server left running, then remove lock files that mislead.
 
-        Whoever writes one has the data folder as its working folder before. So a file that was
-        there before the look at the processes, and belongs to none of them, is nobody's.
+        A server makes the data folder its working folder before it writes a lock file. So a file
+        that was there before we looked for processes in that folder, where there are none, is
+        nobody's.
         """
         from . import server_process
 

@@ -133,7 +133,7 @@ def _utf8_size(text: str, what: str) -> int:
 
 
 def _check_depth_and_texts(text: str, value: Any) -> None:
-    """Check a value that was read from a text, unless the text shows that nothing can be wrong."""
+    """Walk a value that was read from a text; a text with no escape and few brackets needs none."""
     if "\\u" in text or text.count("{") + text.count("[") > MAX_NESTING:
         _check_tree(value)
 
@@ -176,7 +176,8 @@ def _check_number(text: str) -> int:
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 _BRIEF = 4_000
-"""A text of so many characters holds no integer that Python or the database cannot."""
+"""A text shorter than this has no integer with too many digits for Python (4,300) or the database,
+so that its integers need no check of their own."""
 
 _HOOKS: dict[str, Any] = {
     "object_pairs_hook": _unique,

@@ -16,7 +16,7 @@ _PASSWORD_IN_DSN = re.compile(
     rf"\b((?:{_SECRETS_OF_DSN})\s*=\s*)(?:'(?:[^'\\]|\\.)*'|[^\s'&]+)", re.IGNORECASE
 )
 _SHORTEST = 6
-"""Shorter ones are words of any text."""
+"""A shorter secret may stand in any text as an ordinary word, and is not replaced."""
 
 
 def without_secrets(text: str, password: str | None = None) -> str:

@@ -123,7 +123,7 @@ def _home(environ: Mapping[str, str]) -> Path:
 
 
 def _require_safe(home: Path) -> None:
-    """Refuse a home that others may change: it says what is run, and what is taken for ours."""
+    """Refuse a home that others may change: what lies there is trusted, and says what is run."""
     real = Path(os.path.realpath(home))
     try:
         for folder in filter(_is_open, {*home.parents, *real.parents}):

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def unless_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Those of the signals that this process was not started to ignore, as nohup has it do."""
+    """The signals without those that this process ignores from its start, as under nohup."""
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @contextmanager
 def handling(numbers: Iterable[int], handle: Callable[[int], None]) -> Iterator[None]:
-    """Have a function called with the number of each of these signals that comes meanwhile."""
+    """Call a function, in the event loop, with the number of each of these signals that comes."""
     loop = asyncio.get_running_loop()
     handled = list(numbers)
     for number in handled:

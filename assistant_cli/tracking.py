@@ -42,7 +42,7 @@ async def track(database: Database, agent: str, command: Sequence[str], detail: 
     try:
         shown = detail if detail is not None else without_secrets(" ".join(command))
         running = shorten_detail(shown)
-        # Idle first: what a holder that was killed said of itself has not lasted until now.
+        # Idle first, so that `since` is now: a killed holder may have left its own `running`.
         await board.update(agent, {"status": "idle", "detail": None})
         await board.update(agent, {"status": "running", "detail": running})
         code = (await run_command(command)).code

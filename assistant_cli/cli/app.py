@@ -180,9 +180,9 @@ def configure(
 def main() -> None:
     """Run the command line of this process and exit."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        # From here on there is somebody to catch it.
+        # From here on KeyboardInterrupt is caught.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Some daemons ignore it, and with that the exit codes of what they start.
+    # A parent may have it ignored; then the exit codes of our own children would be lost.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     code = run_command_line(sys.argv[1:])
     # What the log could not write must not fail again when Python exits.
@@ -198,7 +198,7 @@ def run_command_line(arguments: list[str]) -> int:
             import_module(".completion", __package__).prepare()
         result = create_app()(arguments, prog_name="assistant", standalone_mode=False)
         if result == session.INTERRUPTED:
-            # What is left for a reader that does not read would keep us here.
+            # To flush to a reader that does not read would hang.
             output.silence(sys.stdout)
         sys.stdout.flush()
     except (BrokenPipeError, ClosedPipeError):

@@ -101,7 +101,7 @@ async def _agents(
                 yield
             finally:
                 stopping.set()
-                # The group itself would cut a host off where the talk has failed.
+                # Awaited here: where the talk failed, the task group would cancel the host.
                 await asyncio.wait({hosting})
     except BaseExceptionGroup as group:
         raise first_cause(group) from None
@@ -145,7 +145,7 @@ class _Chat:
         messages = await read_last(self._database, self._conversation, 200)
         print_messages(messages[-_SHOWN_AT_ENTRY:])
         said = [message.content for message in messages if message.role == "user"]
-        # The editor of lines shows what would steer a terminal as it is.
+        # The line editor does not escape what would steer a terminal.
         said = [text for text in said if output.show_text(text) == text]
         return PromptSession(
             history=InMemoryHistory(said),
@@ -163,7 +163,7 @@ class _Chat:
             async for messages in states:
                 spoken = [m for m in messages if m.role == "assistant"]
                 unasked = [m for m in spoken if m.source != CONVERSATION]
-                # To print nothing would still draw the prompt again, and lose a key meanwhile.
+                # Even to print nothing redraws the prompt, and may lose a key typed meanwhile.
                 if unasked:
                     print_messages(unasked)
 

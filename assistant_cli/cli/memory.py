@@ -140,7 +140,7 @@ def _edited(file: Path) -> str:
     if not editor:
         raise UsageError("set VISUAL or EDITOR to your editor, or use `assistant kv set --string`")
     try:
-        # It goes to both, and many an editor does not end by it.
+        # Ctrl-C reaches both, and to many an editor it does not mean to end.
         with at_ctrl_c(lambda *_: None):
             done = subprocess.run([*shlex.split(editor), str(file)], check=False)  # noqa: S603
     except (OSError, ValueError) as error:

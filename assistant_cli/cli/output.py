@@ -195,7 +195,7 @@ def _cell(value: object) -> str:
 
 
 def tell_as_json() -> None:
-    """From now on what is told is an event on a line of JSON, as the log is."""
+    """Have `tell` write JSON from now on, an object a line as the log does."""
     global _telling_json  # noqa: PLW0603 (an option of the whole process, set once)
     _telling_json = True
 
@@ -220,7 +220,7 @@ def write_to_stderr(text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """What is still buffered for a stream that takes no more must not fail again at the end."""
+    """Drop what is buffered for a stream that takes no more, or it would fail again at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

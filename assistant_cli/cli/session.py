@@ -54,12 +54,12 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     runner = asyncio.Runner()
     try:
-        # A coroutine that Ctrl-C meets before its loop is there would tell of itself.
+        # The loop first: a coroutine that Ctrl-C keeps from being awaited would warn of that.
         loop = runner.get_loop()
         loop.getaddrinfo = _look_up  # type: ignore[method-assign]
         return runner.run(work())
     finally:
-        # What is given up ends within seconds. Cut off, it would tell of itself.
+        # What was cancelled ends within seconds; a second Ctrl-C meanwhile must not be a traceback.
         with at_ctrl_c(lambda *_: os._exit(INTERRUPTED)):
             runner.close()
 
@@ -90,7 +90,7 @@ async def _look_up(*where: Any, **hints: Any) -> Any:
 
 @contextmanager
 def at_ctrl_c(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have Ctrl-C do something else meanwhile, unless it is ignored."""
+    """Have Ctrl-C call a function for the length of the block, unless it is ignored."""
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handle)
@@ -107,7 +107,10 @@ def interruptible() -> AbstractContextManager[None]:
 
 @contextmanager
 def ended_by_signals() -> Iterator[list[int]]:
-    """End what is done meanwhile at a signal, which is told, and leave the terminal as it was."""
+    """End the block, as if it were done, at SIGTERM or SIGHUP; yields the signals that came.
+
+    So what the block has changed about the terminal is put back, as at any end of it.
+    """
     import asyncio
 
     from ..signals import handling, unless_ignored

@@ -55,7 +55,7 @@ def draw(snapshot: Snapshot, rows: list[AgentRow], now: datetime) -> Group:
     """The board as of `now`, which may be later than the snapshot."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("AGENT", "STATUS", "DETAIL", "SINCE", "PROCESS"):
-        # Where there is no room, a value goes on below: what is cut off looks like another value.
+        # Where there is no room, a value goes on below: cut off, it would look like another one.
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, now))

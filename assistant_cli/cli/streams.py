@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _Waiting(io.FileIO):
-    """A file that is waited for; one that does not block would take or give nothing instead."""
+    """A file that is waited for where it is set not to block, and can take or give nothing yet."""
 
     def write(self, data: Any) -> int:
         return self._wait(lambda: super(_Waiting, self).write(data), writing=True)
@@ -32,14 +32,15 @@ class _Waiting(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Values are UTF-8 whatever the locale; a closed stream takes nothing, as a full one.
+    """Replace stdout and stderr by streams that write UTF-8 whatever the locale.
 
-    What is written is buffered whatever PYTHONUNBUFFERED says: Python's own unbuffered stream
-    forgets what a disk that is soon full does not take.
+    One that is closed becomes one that cannot be written to, and fails as one on a full disk does.
+    Both are buffered whatever PYTHONUNBUFFERED says: where a disk takes a part only, Python's own
+    unbuffered stream drops the rest without an error.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        # In place of what is closed, or the next file or socket would be.
+        # The number of a closed stream is taken, or the next file or socket would get it.
         number = os.open(os.devnull, os.O_RDONLY) if stream is None else stream.fileno()
         buffer = io.BufferedWriter(_Waiting(number, "w", closefd=False))
         by_line = name == "stderr" or os.isatty(number)
