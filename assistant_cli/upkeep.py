@@ -17,7 +17,7 @@ from .errors import AssistantError, DatabaseUnreachableError
 from .store import answering, inbox, leases, turns
 from .store.board import StatusBoard
 from .store.database import Connection, Database
-from .store.follow import POLL_SECONDS, Hints, Read, T, follow
+from .store.follow import Hints, Read, T, follow
 from .store.leases import Lease
 from .store.news import read_news
 from .store.retention import prune
@@ -99,7 +99,7 @@ async def _follow_news(host: Host, agents: list[Agent]) -> None:
         for agent in woken:
             agent.wake()
 
-    await _follow_patiently(database, inbox.CHANNEL, read, wake, poll=_NEWS_POLL_SECONDS)
+    await _follow_patiently(database, inbox.CHANNEL, read, wake, _NEWS_POLL_SECONDS)
 
 
 async def _follow_cancellations(host: Host) -> None:
@@ -114,9 +114,7 @@ async def _follow_cancellations(host: Host) -> None:
         for turn_id in requested:
             host.cancel(turn_id)
 
-    await _follow_patiently(
-        host.database, turns.CHANNEL, read, cancel, poll=_CANCELLATION_POLL_SECONDS
-    )
+    await _follow_patiently(host.database, turns.CHANNEL, read, cancel, _CANCELLATION_POLL_SECONDS)
 
 
 async def _follow_patiently(
@@ -124,8 +122,7 @@ async def _follow_patiently(
     channel: str,
     read: Read[T],
     act: Callable[[T], None],
-    *,
-    poll: float = POLL_SECONDS,
+    poll: float,
 ) -> None:
     """Act on what is read; unlike `follow`, also outlive a first connection that fails."""
     while True:

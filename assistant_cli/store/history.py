@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from psycopg.rows import class_row
@@ -33,7 +32,7 @@ async def read_last(
         return await _read_last(connection, conversation, limit)
 
 
-async def follow_messages(
+def follow_messages(
     database: Database, conversation: str | None, limit: int
 ) -> AsyncGenerator[list[PlacedMessage]]:
     """Yield the last messages, maybe none, and then the new ones as they are committed.
@@ -44,10 +43,7 @@ async def follow_messages(
     Raises:
         AssistantError: as `follow` does.
     """
-    reader = _Reader(conversation, limit)
-    async with aclosing(follow(database, CHANNEL, reader.read, standby=True)) as states:
-        async for messages in states:
-            yield messages
+    return follow(database, CHANNEL, _Reader(conversation, limit).read, standby=True)
 
 
 class _Reader:

@@ -124,9 +124,7 @@ async def wait_for_reply(
         return reply
 
     async with aclosing(follow(database, CHANNEL, read)) as replies:
-        async for reply in replies:
-            return reply
-    raise AssertionError("following never ends by itself")
+        return await anext(replies)
 
 
 async def read_reply(database: Database, message: UUID) -> str:

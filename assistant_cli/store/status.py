@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -148,7 +147,7 @@ async def get_snapshot(database: Database) -> Snapshot:
         return await read_snapshot(connection)
 
 
-async def follow_snapshots(database: Database) -> AsyncGenerator[Snapshot]:
+def follow_snapshots(database: Database) -> AsyncGenerator[Snapshot]:
     """Yield the snapshot after each change of the board, and at least every second.
 
     A lease that lapses announces itself to nobody, hence the short poll.
@@ -159,10 +158,7 @@ async def follow_snapshots(database: Database) -> AsyncGenerator[Snapshot]:
             return None
         return await read_snapshot(connection)
 
-    following = follow(database, "assistant_kv", read, poll=1.0, standby=True)
-    async with aclosing(following) as snapshots:
-        async for snapshot in snapshots:
-            yield snapshot
+    return follow(database, "assistant_kv", read, poll=1.0, standby=True)
 
 
 async def read_transitions(
