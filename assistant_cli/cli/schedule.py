@@ -88,7 +88,7 @@ def add(
         raise UsageError("give one of --at, --every and --cron")
     policy = _policy(catch_up)
     timing = _checked(lambda: _plan(at, every, cron, tz, None))
-    content = read_message(text) if text is None or text == "-" else text
+    content = read_message(text)
     action: Action = "say" if say else "ask"
     number = with_database(
         lambda database: add_schedule(
@@ -167,7 +167,7 @@ def edit(
     if not retimed and text is None and catch_up is None:
         raise UsageError("give TEXT or an option: what is to change?")
     policy = _policy(catch_up) if catch_up is not None else None
-    content = read_message(text) if text == "-" else text
+    content = None if text is None else read_message(text)
 
     def retime(schedule: Schedule) -> Timing:
         return _checked(lambda: _plan(at, every, cron, tz, schedule))

@@ -51,9 +51,7 @@ def send(
     git log -1 | assistant send - --conversation work
     """
     limit = duration(timeout, "--timeout")
-    content = text
-    if content is None or content == "-":
-        content = read_message(content)
+    content = read_message(text)
 
     async def put(database: Database) -> UUID:
         from ..store.inbox import put_message
@@ -111,13 +109,15 @@ def _parse_id(text: str) -> UUID:
 
 
 def read_message(text: str | None) -> str:
-    """A message from stdin, where TEXT is - or missing.
+    """TEXT as it is given; all of stdin where that is - or missing.
 
     Raises:
         UsageError: it is missing, and stdin is a terminal.
     """
     from .kv import read_stdin
 
+    if text is not None and text != "-":
+        return text
     if text is None and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("TEXT is missing; give it, or - for stdin")
     return read_stdin().removesuffix("\n")
