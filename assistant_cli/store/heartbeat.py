@@ -36,7 +36,7 @@ class SinceLastTick:
 async def read_since_last_tick(database: Database) -> SinceLastTick:
     """What has happened since the last tick that considered it."""
     async with database.connection() as connection:
-        row = await (await connection.execute(_SQL["news"])).fetchone()
+        row = await (await connection.execute(_SQL["since_last_tick"])).fetchone()
     assert row is not None
     return SinceLastTick(messages=row[0], failures=row[1])
 

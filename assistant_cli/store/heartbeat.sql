@@ -1,4 +1,4 @@
--- name: news
+-- name: since_last_tick
 -- A tick considered what there was if its model was asked; `error` tells why one was not.
 WITH considered AS (
     SELECT coalesce((
