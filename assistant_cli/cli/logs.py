@@ -57,7 +57,7 @@ class _Brief(_Formatter):
 
 class _Text(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{_time(record)} {record.levelname} {show_line(self.event(record))}"
+        return f"{iso(_moment(record))} {record.levelname} {show_line(self.event(record))}"
 
 
 class _Json(_Formatter):
@@ -71,10 +71,6 @@ _FORMATTERS = {"brief": _Brief, "text": _Text, "json": _Json}
 
 def _moment(record: logging.LogRecord) -> datetime:
     return datetime.fromtimestamp(record.created, UTC)
-
-
-def _time(record: logging.LogRecord) -> str:
-    return iso(_moment(record)) or ""
 
 
 def _where(record: logging.LogRecord) -> str:

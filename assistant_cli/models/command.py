@@ -30,7 +30,7 @@ class CommandModel:
 
     talks = False
 
-    def __init__(self, name: str, database_url: str | None = None) -> None:
+    def __init__(self, name: str, database_url: str | None) -> None:
         # The log and the turns name it; a shell may have put a key into it.
         self.name = without_secrets(name)
         self._command = name.removeprefix("command:")

@@ -53,7 +53,7 @@ class LanguageModel:
 
     talks = True
 
-    def __init__(self, name: str, base_url: str | None = None) -> None:
+    def __init__(self, name: str, base_url: str | None) -> None:
         """The model of a name such as `openai:gpt-5`.
 
         Args:

@@ -149,7 +149,7 @@ class KeyValues:
         if not (create or merge or if_revision is not None):
             return await self._set_shared(key, text, ttl)
         create = create or if_revision == 0
-        query = _query_for_set(create, merge, if_revision)
+        query = "create" if create else "merge" if if_revision is None else "replace_at_revision"
         parameters = {"key": key, "value": text, "ttl": ttl, "revision": if_revision}
         revision = await self._set_alone(query, parameters, merge)
         if revision is not None:
@@ -314,15 +314,6 @@ def full_path(path: str) -> str:
 def _quote_name(step: re.Match[str]) -> str:
     text = step[0]
     return text if text[0] in '"[*' else json.dumps(text, ensure_ascii=False)
-
-
-def _query_for_set(create: bool, merge: bool, if_revision: int | None) -> str:
-    if create:
-        return "create"
-    if if_revision is not None:
-        return "replace_at_revision"
-    assert merge
-    return "merge"
 
 
 def _next_commit(batch: list[_SetKey]) -> list[_SetKey]:
