@@ -35,8 +35,8 @@ UPDATE assistant.messages SET state = 'waiting', attempts = attempts - 1
 WHERE state = 'working' AND turn_id = ANY(%(turns)s);
 
 -- name: close_orphans
--- Until this is committed a lease that has lapsed is not renewed; one that is being renewed now is
--- left alone.
+-- Locks the lapsed leases, so that none of them is renewed before this is committed; one that is
+-- just being renewed is left alone.
 WITH lapsed AS MATERIALIZED (
     SELECT agent FROM assistant.leases
     WHERE NOT assistant.lease_lasts(expires_at)
@@ -45,7 +45,7 @@ WITH lapsed AS MATERIALIZED (
 )
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(), error = 'the process that ran it ended'
--- The view alone does not see what is committed while this waits for a row.
+-- Looked at again, since the view does not see what is committed while this waits for a row.
 WHERE outcome = 'running' AND token <> %(token)s
     AND id IN (SELECT id FROM assistant.orphaned_turns)
     AND NOT EXISTS (
@@ -56,7 +56,7 @@ WHERE outcome = 'running' AND token <> %(token)s
 UPDATE assistant.messages SET error = %(error)s WHERE turn_id = %(turn)s AND state = 'working';
 
 -- name: fail_cancelled
--- Those that are marked: where one was taken back, the others of its turn wait again.
+-- Only messages that are marked: where one was taken back, the others of its turn wait again.
 UPDATE assistant.messages SET state = 'failed', retry_at = NULL
 WHERE state = 'working' AND error = %(error)s AND turn_id IN (
     SELECT id FROM assistant.turns

@@ -9,7 +9,7 @@ SELECT min(coalesce(retry_at, due_at)) FROM assistant.schedules WHERE state = 'a
 SELECT clock_timestamp();
 
 -- name: take_due
--- Waits for whoever is editing one: to pass it over would find it due again at once.
+-- Without SKIP LOCKED: a schedule that is just being edited would be found due again at once.
 SELECT id, conversation, content, action, kind, spec, zone, catch_up, state, due_at, created_at,
     fired_at, attempts, retry_at, error
 FROM assistant.schedules

@@ -1,5 +1,5 @@
 -- name: since_last_tick
--- A tick considered what there was if its model was asked; `error` tells why one was not.
+-- A tick has considered what happened only if its model was asked; else `error` tells why not.
 WITH considered AS (
     SELECT coalesce((
         SELECT started_at FROM assistant.turns

@@ -21,8 +21,9 @@ INSERT INTO assistant.messages (id, conversation, role, content, source, state, 
 VALUES (%(id)s, %(conversation)s, 'assistant', %(content)s, %(source)s, 'said', %(turn)s);
 
 -- name: withdraw
--- One that is being answered is marked: the others of its turn wait again once that is cancelled.
--- The turn is locked before its message, as by all who end one.
+-- A message that is being answered is only marked: once its turn is cancelled, it fails, and the
+-- others of the turn wait again. The turn is locked before its message, as wherever a turn ends, or
+-- the two could deadlock.
 WITH not_begun AS (
     UPDATE assistant.messages SET state = 'failed', error = %(error)s, retry_at = NULL
     WHERE id = %(id)s AND state = 'waiting'

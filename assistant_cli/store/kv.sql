@@ -64,7 +64,7 @@ WHERE jsonb_typeof(kv.value) = 'number' OR kv.expires_at <= clock_timestamp()
 RETURNING value::text;
 
 -- name: delete
--- In the order in which keys that are set together are locked, so that none waits for another.
+-- Locked in the same order as keys that are set together, or the two could deadlock.
 WITH locked AS (
     SELECT key FROM public.kv WHERE key = ANY(%(keys)s) ORDER BY key COLLATE "C" FOR UPDATE
 )

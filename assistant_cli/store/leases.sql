@@ -24,7 +24,7 @@ WHERE token = %(token)s AND agent = ANY(%(agents)s);
 DELETE FROM assistant.leases WHERE token = %(token)s AND agent = ANY(%(agents)s) RETURNING agent;
 
 -- name: interrupt_open
--- Those that answer messages are closed by whoever gives the messages back.
+-- Not the turns that answer messages: whoever gives their messages back closes them.
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(),
     error = 'the process that ran it ended'

@@ -1,6 +1,6 @@
 -- name: close_orphans
--- Turns of agents that were released or taken over, and of those left alone for a day. What
--- answers messages is given back by whoever answers next.
+-- Turns of agents that were released or taken over, and of those whose lease lapsed a day ago. Not
+-- the turns that answer messages: the next worker closes them as it gives their messages back.
 UPDATE assistant.turns
 SET outcome = 'interrupted', ended_at = clock_timestamp(),
     error = 'the process that ran it ended'
@@ -19,8 +19,8 @@ DELETE FROM public.kv WHERE key IN (
 ) AND expires_at <= clock_timestamp();
 
 -- name: delete_old_events
--- The last of each agent stays, and the one that tells since when its status is as it is: where
--- none does, the first.
+-- The last event of each agent stays, and the one with which its present status began, which has
+-- `since`; where no event has it, the first.
 WITH RECURSIVE agents AS (
     (SELECT agent FROM assistant.board_events ORDER BY agent LIMIT 1)
     UNION ALL
@@ -76,7 +76,7 @@ DELETE FROM assistant.turn_steps WHERE (turn_id, position) IN (
 );
 
 -- name: delete_turns_of_nothing
--- The last one of its kind tells when the agent last looked around.
+-- The last skipped and the last silent turn of an agent stay: they tell when it last ran.
 DELETE FROM assistant.turns WHERE id IN (
     SELECT id FROM assistant.turns AS old
     WHERE outcome IN ('skipped', 'silent') AND started_at < statement_timestamp() - %(keep)s
