@@ -307,12 +307,12 @@ async def test_its_own_deadline_ends_a_turn_and_the_others_are_not_held_up(
     hold = Hold(tmp_path)
     hold.close()
 
-    @agent(every="1h", timeout="300ms")
+    @agent(every="1h", timeout="2s")
     async def slow(turn: TurnContext) -> str:
         return await turn.ask("are you there?")
 
     async with hosting(database, hold.model, agents=[slow]):
-        reason = "no result within the deadline of 300ms"
+        reason = "no result within the deadline of 2s"
         await until_equal(database, TURNS, [("timed_out", reason)])
     assert hold.asked == ["are you there?"]
 

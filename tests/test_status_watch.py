@@ -202,7 +202,7 @@ def test_watch_that_is_stopped_leaves_the_terminal_until_it_goes_on(
     process = psutil.Process(terminal.process.pid)
     process.send_signal(signal.SIGTSTP)
     eventually(lambda: process.status() == psutil.STATUS_STOPPED, "stopped")
-    assert THE_SCREEN_BEFORE in terminal.text
+    eventually(lambda: THE_SCREEN_BEFORE in terminal.text, "the screen before")
     process.send_signal(signal.SIGCONT)
     assistant("report", "backup", "running", "after the stop")
     terminal.wait_for("after the stop")
