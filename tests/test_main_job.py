@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -52,7 +53,13 @@ def test_a_message_is_answered_by_the_model(assistant: CommandLine) -> None:
 
 def test_of_twenty_runs_at_once_one_runs_and_the_others_name_it(assistant: CommandLine) -> None:
     runs = [assistant.start("run") for _ in range(20)]
-    eventually(lambda: sum(run.poll() is not None for run in runs) == 19, "nineteen have left")
+
+    def have_left(count: int) -> bool:
+        return sum(run.poll() is not None for run in runs) >= count
+
+    # One after the other, as twenty starts take long on a busy machine.
+    for count in range(1, 20):
+        eventually(partial(have_left, count), f"{count} have left")
     (winner,) = [run for run in runs if run.poll() is None]
     losers = [run for run in runs if run is not winner]
     assert {run.returncode for run in losers} == {5}
