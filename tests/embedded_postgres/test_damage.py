@@ -122,9 +122,11 @@ async def test_a_home_that_was_removed_under_the_server_is_made_anew(
 async def test_a_crash_recovery_that_fails_leaves_its_reason(server: EmbeddedPostgres) -> None:
     wal = server.data_folder / "pg_wal"
     wal.rename(server.folder / "pg_wal")
-    with pytest.raises(DatabaseUnreachableError, match='"pg_wal" does not exist'):
-        await server.start(silent)
-    (server.folder / "pg_wal").rename(wal)
+    try:
+        with pytest.raises(DatabaseUnreachableError, match='"pg_wal" does not exist'):
+            await server.start(silent)
+    finally:
+        (server.folder / "pg_wal").rename(wal)
 
 
 @needs_small_disk
