@@ -243,6 +243,26 @@ def test_ctrl_c_while_something_is_loaded_is_silent(
     assert process.returncode == code
 
 
+def test_ctrl_c_while_the_event_loop_is_built_is_silent(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    building = tmp_path / "building"
+    stub = (
+        "import socket, time\n"
+        "def socketpair(*_, **__):\n"
+        f"    open({str(building)!r}, 'w').close()\n"
+        "    time.sleep(60)\n"
+        "socket.socketpair = socketpair\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(stub)
+    assistant.environment["PYTHONPATH"] = str(tmp_path)
+    process = assistant.start("status")
+    eventually(building.exists, "the event loop")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 130
+
+
 @pytest.fixture
 def without_names(assistant: CommandLine, tmp_path: Path) -> CommandLine:
     """The command line where the server of names says nothing."""

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -54,14 +54,20 @@ def run_async(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     runner = asyncio.Runner()
     try:
-        # The loop first: a coroutine that Ctrl-C keeps from being awaited would warn of that.
-        loop = runner.get_loop()
+        # The loop first: a coroutine that Ctrl-C keeps from being awaited would warn of that, as
+        # would a loop that is half built.
+        with at_ctrl_c(_leave_at_once):
+            loop = runner.get_loop()
         loop.getaddrinfo = _look_up  # type: ignore[method-assign]
         return runner.run(work())
     finally:
         # What was cancelled ends within seconds; a second Ctrl-C meanwhile must not be a traceback.
-        with at_ctrl_c(lambda *_: os._exit(INTERRUPTED)):
+        with at_ctrl_c(_leave_at_once):
             runner.close()
+
+
+def _leave_at_once(*_: object) -> NoReturn:
+    os._exit(INTERRUPTED)
 
 
 async def _look_up(*where: Any, **hints: Any) -> Any:
