@@ -63,6 +63,27 @@ def test_the_example_of_the_readme_is_hosted_with_all_that_it_promises(
     assert assistant("status", "--check", "disk").code == 4
 
 
+def test_a_process_that_stays_looks_for_garbage_as_python_does(
+    assistant: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "look.py").write_text(
+        "import gc\n"
+        "from assistant_cli import agent\n"
+        "@agent(every='1h')\n"
+        "async def look(turn):\n"
+        "    return str(gc.get_threshold())\n"
+    )
+    usual = subprocess.run(
+        [sys.executable, "-c", "import gc; print(gc.get_threshold())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assistant.start("run", "--agent", "look:look", cwd=tmp_path)
+    eventually(lambda: assistant("history").out, "what it looks at")
+    assert assistant("history", "--json").out.count(usual.stdout.strip()) == 1
+
+
 async def test_it_ticks_by_its_interval_and_a_restart_neither_delays_nor_repeats(
     database: Database,
 ) -> None:

@@ -19,7 +19,7 @@ from ..errors import (
     UsageError,
 )
 from ..messages import CONVERSATION, MAIN_CONVERSATION, check_name
-from . import output
+from . import collect_as_usual, output
 from .commands import Command
 from .run import models_from, options_from
 from .send import wait_for
@@ -93,6 +93,7 @@ async def _agents(
     options = replace(options, agents=[a for a in options.agents if a.name not in live])
     hosted, model = " and ".join(options.names), models[CONVERSATION].name
     output.tell(f"no conversation agent is running: this chat hosts {hosted}; the model is {model}")
+    collect_as_usual()
     stopping = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as tasks:

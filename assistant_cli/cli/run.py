@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigurationError, UsageError
-from . import output
+from . import collect_as_usual, output
 from .commands import Command
 from .session import duration, parsed, settings, with_database
 
@@ -99,6 +99,7 @@ def run(
     )
     models = models_from(settings(), options.names, model)
     _tell_of_other_models(options.names)
+    collect_as_usual()
     with_database(lambda database: host_agents(database, models, options), setup=True)
 
 
