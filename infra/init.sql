@@ -99,6 +99,17 @@ $$;
 ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS revision bigint NOT NULL DEFAULT 0;
 ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS updated_at timestamptz NOT NULL DEFAULT now();
 ALTER TABLE public.kv ADD COLUMN IF NOT EXISTS expires_at timestamptz;
+-- Where the table was this program's before, its revisions go on from there.
+DO $$
+DECLARE
+    latest bigint;
+BEGIN
+    SELECT max(revision) INTO latest FROM public.kv;
+    IF latest > (SELECT last_value FROM assistant.revisions) THEN
+        PERFORM setval('assistant.revisions', latest);
+    END IF;
+END
+$$;
 UPDATE public.kv SET revision = nextval('assistant.revisions') WHERE revision = 0;
 
 CREATE INDEX IF NOT EXISTS kv_key_order ON public.kv (key COLLATE "C");

@@ -104,6 +104,23 @@ def test_a_plain_kv_table_is_adopted_with_its_values(empty_dsn: str) -> None:
         assert connection.execute("SELECT content FROM public.messages").fetchall() == [("mine",)]
 
 
+@pytest.mark.parametrize("means", ["migrate", "init.sql"])
+def test_the_revisions_of_a_table_that_was_ours_before_go_on(dsn: str, means: str) -> None:
+    async def write() -> int:
+        database = Database(dsn)
+        await migrate(database)
+        revision = await KeyValues(database).set("a", 1)
+        await database.close()
+        return revision
+
+    before = [asyncio.run(write()) for _ in range(3)][-1]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA assistant CASCADE")
+    if means == "init.sql":
+        _run_init_sql(dsn)
+    assert asyncio.run(write()) > before
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [

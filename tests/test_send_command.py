@@ -240,6 +240,27 @@ def test_a_deadline_that_passes_while_the_message_is_sent_says_that_nothing_is_k
     assert "the message may be kept or not; --id makes it safe to send it again" in done.err
 
 
+def test_a_database_that_is_lost_while_the_message_is_sent_says_how_to_send_it_again(
+    assistant: CommandLine, sql: psycopg.Connection[Any], dsn: str
+) -> None:
+    end_those_that_wait = (
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid) "
+        "WHERE NOT granted AND datname = current_database()"
+    )
+    with psycopg.connect(dsn) as blocker:
+        blocker.execute("LOCK TABLE assistant.messages IN ACCESS EXCLUSIVE MODE")
+        process = assistant.start("send", "hello")
+
+        def has_ended() -> bool:
+            sql.execute(end_those_that_wait)
+            return process.poll() is not None
+
+        eventually(has_ended, "the end of send")
+    out, err = process.communicate()
+    assert (process.returncode, out, err.count("\n")) == (69, "", 1)
+    assert err.endswith("; --id makes it safe to send it again\n")
+
+
 async def test_a_message_that_cannot_be_answered_ends_with_the_reason(
     assistant: CommandLine, database: Database
 ) -> None:

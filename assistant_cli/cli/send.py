@@ -11,7 +11,13 @@ from uuid import UUID
 
 import typer
 
-from ..errors import AssistantError, DeadlinePassedError, PendingError, UsageError
+from ..errors import (
+    AssistantError,
+    DatabaseUnreachableError,
+    DeadlinePassedError,
+    PendingError,
+    UsageError,
+)
 from ..messages import MAIN_CONVERSATION
 from . import output
 from .commands import Command
@@ -22,6 +28,7 @@ if TYPE_CHECKING:
     from ..store.inbox import Progress
 
 _LOOK_SECONDS = 5.0
+_AGAIN = "--id makes it safe to send it again"
 
 
 def register(app: typer.Typer) -> None:
@@ -133,7 +140,11 @@ def _send(
     message: list[UUID] = []
 
     async def work(database: Database) -> str:
-        message.append(await put(database))
+        try:
+            message.append(await put(database))
+        except DatabaseUnreachableError as error:
+            # The database was reached before: perhaps only its answer was lost.
+            raise DatabaseUnreachableError(f"{error}; {_AGAIN}") from None
         return str(message[0]) if watch is None else await wait_for(database, message[0], watch)
 
     try:
@@ -142,8 +153,7 @@ def _send(
         if message:
             raise _no_reply_within(timeout, message[0]) from None
         raise DeadlinePassedError(
-            f"not sent within {timeout}: the message may be kept or not; --id makes it safe "
-            "to send it again"
+            f"not sent within {timeout}: the message may be kept or not; {_AGAIN}"
         ) from None
 
 
