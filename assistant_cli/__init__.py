@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .agents.definition import agent
     from .agents.turn_context import TurnContext
-    from .errors import AssistantError
+    from .errors import AssistantError, ConflictError
     from .store.board import StatusBoard, create_status_board
     from .store.database import Database
     from .store.opening import connect
+    from .store.watch import Deleted, Entry
 
 __version__ = "0.1.0"
 __all__ = [
     "AssistantError",
+    "ConflictError",
     "Database",
+    "Deleted",
+    "Entry",
     "StatusBoard",
     "TurnContext",
     "agent",
@@ -33,7 +37,10 @@ __all__ = [
 
 _HOMES = {
     "AssistantError": "errors",
+    "ConflictError": "errors",
     "Database": "store.database",
+    "Deleted": "store.watch",
+    "Entry": "store.watch",
     "StatusBoard": "store.board",
     "TurnContext": "agents.turn_context",
     "agent": "agents.definition",
