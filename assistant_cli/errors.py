@@ -8,6 +8,11 @@ signals from 124. A message is one line: what happened, and what to do about it.
 from __future__ import annotations
 
 
+def summary_of(error: object) -> str:
+    """The first line of an error or its text, which tells why; what follows are details."""
+    return str(error or "").strip().partition("\n")[0]
+
+
 class AssistantError(Exception):
     """Base of all errors the program foresees; `exit_code` is what a command exits with."""
 

@@ -48,11 +48,6 @@ class Message:
     error: str | None = None
 
 
-def summary_of(error: str | None) -> str:
-    """The line of an error that tells why a turn failed: what follows are details."""
-    return (error or "").strip().partition("\n")[0]
-
-
 @dataclass(frozen=True)
 class Turn:
     """One execution of an agent, claimed and not yet ended."""

@@ -13,7 +13,7 @@ import psycopg
 
 from .agents.conversation import ConversationAgent
 from .agents.host import Agent, Host
-from .errors import AssistantError, DatabaseUnreachableError
+from .errors import AssistantError, DatabaseUnreachableError, summary_of
 from .store import answering, inbox, leases, turns
 from .store.board import StatusBoard
 from .store.database import Connection, Database
@@ -66,7 +66,7 @@ async def keep_lease(database: Database, lease: Lease) -> None:
                     await asyncio.sleep(leases.RENEWAL.total_seconds())
         except (psycopg.Error, TimeoutError, DatabaseUnreachableError) as error:
             if not failing:
-                reason = str(error).partition("\n")[0] or "the database does not answer"
+                reason = summary_of(error) or "the database does not answer"
                 log.warning("cannot renew the lease, trying on: %s", reason)
             failing = True
         await asyncio.sleep(_RETRY_SECONDS)

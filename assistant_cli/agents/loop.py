@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from ..durations import format_duration
-from ..errors import DatabaseUnreachableError
-from ..messages import Outcome, Turn, summary_of
+from ..errors import DatabaseUnreachableError, summary_of
+from ..messages import Outcome, Turn
 from ..patience import backoff, patiently
 from ..store.board import IDLE, shorten_detail
 from .execution import execute, give_up, names

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import AgentFailedError
-from ..messages import HEARTBEAT, summary_of
+from ..errors import AgentFailedError, summary_of
+from ..messages import HEARTBEAT
 from . import output
 from .commands import Command, Group
 from .session import TIMEOUT, JsonOption, duration, optional_duration, with_database

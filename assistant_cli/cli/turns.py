@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
-from ..messages import summary_of
+from ..errors import summary_of
 from . import output
 from .commands import Command, Group
 from .session import Count, JsonOption, complete_agents, with_database

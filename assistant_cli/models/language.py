@@ -33,7 +33,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolDefinition
 from pydantic_core import SchemaValidator
 
-from ..errors import BadDataError, ConfigurationError
+from ..errors import BadDataError, ConfigurationError, summary_of
 from ..messages import Message, Usage
 from . import Desk, ModelError, Prompt, RefusedError, Tool
 
@@ -115,7 +115,7 @@ def _open(name: str, base_url: str | None) -> PydanticModel:
         ) from None
     except exceptions.UserError as error:
         key = re.search(r"Set the `(\w+)` environment variable", str(error))
-        advice = f"export {key[1]}=…" if key else _first_line(error)
+        advice = f"export {key[1]}=…" if key else summary_of(error)
         raise ConfigurationError(f"the model {name} cannot be used: {advice}") from None
 
 
@@ -226,7 +226,7 @@ def _errors_explained() -> Iterator[None]:
         said = f"the model's server answered {error.status_code}: {_reason(error)}"
         raise kind(said) from None
     except exceptions.AgentRunError as error:
-        raise ModelError(f"the model gave no reply: {_first_line(error)}") from None
+        raise ModelError(f"the model gave no reply: {summary_of(error)}") from None
 
 
 def _reason(error: exceptions.ModelHTTPError) -> str:
@@ -234,7 +234,3 @@ def _reason(error: exceptions.ModelHTTPError) -> str:
     inner = body.get("error", body) if isinstance(body, dict) else body
     reason = inner.get("message") if isinstance(inner, dict) else inner
     return " ".join(str(reason or "no reason given").split())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -18,8 +18,9 @@ from ..errors import (
     DatabaseUnreachableError,
     NotFoundError,
     PendingError,
+    summary_of,
 )
-from ..messages import CONVERSATION, Message, Turn, check_content, check_name, summary_of
+from ..messages import CONVERSATION, Message, Turn, check_content, check_name
 from . import turns
 from .database import Connection, Database
 from .follow import Hints, follow

@@ -14,6 +14,7 @@ from ..errors import (
     DatabaseUnreachableError,
     NotPermittedError,
     QueueFullError,
+    summary_of,
 )
 
 _QUEUE_FULL = "AS001"
@@ -30,7 +31,7 @@ _OUT_OF_NUMBERS = {"GetNewTransactionId", "GetNewMultiXactId"}
 def raise_refused_connection(error: psycopg.Error) -> NoReturn:
     """Raise the program's own error for why no connection came to be, without its password."""
     text = str(error)
-    reason = _first_line(text.rpartition("FATAL:")[2] or text)
+    reason = summary_of(text.rpartition("FATAL:")[2] or text)
     if "password" in text or "authentication failed" in text or "pg_hba.conf" in text:
         raise NotPermittedError(f"the database refuses this user or password: {reason}") from None
     if 'database "' in text and "does not exist" in text:
@@ -57,7 +58,7 @@ def is_full_of_hints(error: psycopg.Error) -> bool:
 def translate(error: psycopg.Error) -> AssistantError:
     """The program's own error for what the database said, without any value in it."""
     state = error.sqlstate or ""
-    reason = _first_line(error.diag.message_primary or str(error))
+    reason = summary_of(error.diag.message_primary or str(error))
     kind: type[AssistantError] = DatabaseUnreachableError
     if state in _NOT_MIGRATED:
         return ConfigurationError(
@@ -84,7 +85,3 @@ def translate(error: psycopg.Error) -> AssistantError:
         kind = ConflictError
     text = f"{reason} (SQLSTATE {state})" if state else reason
     return kind(f"the database says: {text}")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0]

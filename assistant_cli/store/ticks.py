@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from ..crash_points import reach
-from ..errors import NotFoundError, StaleError
+from ..errors import NotFoundError, StaleError, summary_of
 from ..messages import (
     MAIN_CONVERSATION,
     SILENCE,
@@ -22,7 +22,6 @@ from ..messages import (
     Outcome,
     Trigger,
     Turn,
-    summary_of,
 )
 from . import inbox, turns
 from .database import Connection, Database
