@@ -175,10 +175,7 @@ def agent(
     """
     if misused:
         raise ValueError("write @agent(every='10m'), with parentheses")
-    if every is not None and cron is not None:
-        raise ValueError("give one of every and cron")
-    if tz is not None and cron is None:
-        raise ValueError("tz goes with cron; every knows no wall clock")
+    _check_combination(every, cron, tz)
 
     def define(work: Work) -> AgentDefinition:
         if not inspect.iscoroutinefunction(work):
@@ -191,6 +188,13 @@ def agent(
         )
 
     return define
+
+
+def _check_combination(every: str | None, cron: str | None, tz: str | None) -> None:
+    if every is not None and cron is not None:
+        raise ValueError("give one of every and cron")
+    if tz is not None and cron is None:
+        raise ValueError("tz goes with cron; every knows no wall clock")
 
 
 def _check_name(name: str) -> str:
