@@ -113,8 +113,9 @@ class EmbeddedPostgres:
                 self._stop_mark.unlink(missing_ok=True)
                 try:
                     started = await _Start(self, folder, patience).run()
-                finally:
+                except BaseException:
                     await _finished(server_account.remove_leftovers, folder)
+                    raise
         if started:
             say(f"started the embedded Postgres in {folder}; it stays up until `assistant db stop`")
         return started
