@@ -222,45 +222,31 @@ def test_a_home_that_cannot_be_written_is_told(assistant: CommandLine, tmp_path:
         assert "Read-only file system" in done.stderr
 
 
+BUILDING_THE_LOOP = "import socket\nsocket.socketpair = lambda *_, **__: wait()\n"
+
+
 @pytest.mark.parametrize(
-    ("module", "code"),
+    ("module", "stub", "code"),
     [
-        pytest.param("typer", -signal.SIGINT, id="the program"),
-        pytest.param("asyncio", 130, id="what a command needs"),
+        pytest.param("typer", "wait()\n", -signal.SIGINT, id="the program"),
+        pytest.param("asyncio", "wait()\n", 130, id="what a command needs"),
+        pytest.param("sitecustomize", BUILDING_THE_LOOP, 130, id="the event loop"),
     ],
 )
 def test_ctrl_c_while_something_is_loaded_is_silent(
-    assistant: CommandLine, tmp_path: Path, module: str, code: int
+    assistant: CommandLine, tmp_path: Path, module: str, stub: str, code: int
 ) -> None:
     loading = tmp_path / "loading"
-    stub = f"import time\nopen({str(loading)!r}, 'w').close()\ntime.sleep(60)\n"
-    (tmp_path / f"{module}.py").write_text(stub)
+    wait = (
+        f"import time\ndef wait():\n    open({str(loading)!r}, 'w').close()\n    time.sleep(60)\n"
+    )
+    (tmp_path / f"{module}.py").write_text(wait + stub)
     assistant.environment["PYTHONPATH"] = str(tmp_path)
     process = assistant.start("status")
     eventually(loading.exists, "the import")
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == code
-
-
-def test_ctrl_c_while_the_event_loop_is_built_is_silent(
-    assistant: CommandLine, tmp_path: Path
-) -> None:
-    building = tmp_path / "building"
-    stub = (
-        "import socket, time\n"
-        "def socketpair(*_, **__):\n"
-        f"    open({str(building)!r}, 'w').close()\n"
-        "    time.sleep(60)\n"
-        "socket.socketpair = socketpair\n"
-    )
-    (tmp_path / "sitecustomize.py").write_text(stub)
-    assistant.environment["PYTHONPATH"] = str(tmp_path)
-    process = assistant.start("status")
-    eventually(building.exists, "the event loop")
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20) == ("", "")
-    assert process.returncode == 130
 
 
 @pytest.fixture
