@@ -175,7 +175,7 @@ async def test_each_of_many_fires_as_its_policy_says_and_never_twice(
 ) -> None:
     random = Random(f"{zone} {night}")
     start = wall(zone, night)
-    plans = [planned(random, zone, start) for _ in range(100)]
+    plans = [planned(random, zone, start) for _ in range(250)]
     for plan in plans:
         plan.number = await add_schedule(
             database, "x", plan.timing, action=random.choice(["ask", "say"]), catch_up=plan.catch_up
