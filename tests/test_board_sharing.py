@@ -163,7 +163,7 @@ async def test_who_finds_its_entry_gone_begins_again(
 async def test_those_who_wait_again_and_again_need_no_more_room(
     database: Database, boards: list[StatusBoard]
 ) -> None:
-    for number in range(200):
+    for number in range(600):
         entry = {"status": "running", "detail": f"step {number}"}
         await asyncio.gather(*(board.update(f"a{n}", entry) for n, board in enumerate(boards)))
     waited = "SELECT last_value FROM assistant.board_slots_place_seq"
